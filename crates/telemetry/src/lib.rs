@@ -1,0 +1,23 @@
+//! What every daemon shares to be operated: counter cells and their Prometheus registry, logs, the metrics and admin
+//! sockets, problem reports, checks of input, the state directory and the service manager's readiness message.
+//!
+//! Invariants: nothing here is a process-wide global except the log subscriber (a [`Registry`] is a value that is handed
+//! around); cells that workers write need no locked instruction; this crate knows no disk, port or protocol of ours.
+#![forbid(unsafe_code)]
+
+mod access;
+pub mod check;
+pub mod http;
+pub mod logs;
+mod metrics;
+pub mod problem;
+mod registry;
+mod service;
+pub mod state;
+
+pub use access::SocketAccess;
+pub use logs::RateLimited;
+pub use metrics::{Counter, CounterReader, Gauge, Histogram, SharedCounter};
+pub use problem::{FieldError, Problem};
+pub use registry::Registry;
+pub use service::{notify_ready, notify_stopping};
