@@ -1,0 +1,488 @@
+//! The guest memory map: regions, translation, copies.
+
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+
+use crate::mapping::Mapping;
+
+/// Most regions a map may have: what QEMU's vhost-user frontend can send by ADD_MEM_REG, and Linux' vhost too.
+pub const MAX_REGIONS: usize = 509;
+
+/// One region as a frontend describes it (vhost-user "Memory region description" plus its file).
+#[derive(Debug)]
+pub struct RegionSpec {
+    /// Guest-physical address of the first byte.
+    pub guest_addr: u64,
+    /// Bytes.
+    pub size: u64,
+    /// Address of the first byte in the frontend's own address space; ring addresses are given in it.
+    pub user_addr: u64,
+    /// Where the region begins in the file, in bytes.
+    pub mmap_offset: u64,
+    /// The memory. Closed after mapping.
+    pub file: File,
+}
+
+/// Why a memory map was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    /// More than [`MAX_REGIONS`].
+    #[error("{count} memory regions, at most {MAX_REGIONS} are possible")]
+    TooManyRegions {
+        /// How many there would be.
+        count: usize,
+    },
+    /// A region of no bytes.
+    #[error("the memory region at {guest_addr:#x} is empty")]
+    Empty {
+        /// Its guest-physical address.
+        guest_addr: u64,
+    },
+    /// Address plus size exceed 64 bits.
+    #[error(
+        "the memory region at guest {guest_addr:#x}, frontend {user_addr:#x}, of {size:#x} bytes wraps around"
+    )]
+    Wraps {
+        /// Guest-physical address.
+        guest_addr: u64,
+        /// Frontend address.
+        user_addr: u64,
+        /// Bytes.
+        size: u64,
+    },
+    /// Two regions share guest addresses.
+    #[error("the memory regions at {first:#x} and {second:#x} overlap")]
+    Overlap {
+        /// Guest-physical address of the lower one.
+        first: u64,
+        /// Guest-physical address of the upper one.
+        second: u64,
+    },
+    /// A region to be removed is not part of the map.
+    #[error("no memory region at guest {guest_addr:#x}, frontend {user_addr:#x}, of {size:#x} bytes")]
+    NoSuchRegion {
+        /// Guest-physical address.
+        guest_addr: u64,
+        /// Frontend address.
+        user_addr: u64,
+        /// Bytes.
+        size: u64,
+    },
+    /// The file is too small or cannot be mapped.
+    #[error(
+        "mapping the memory region at {guest_addr:#x} ({size:#x} bytes from file offset {mmap_offset:#x})"
+    )]
+    Map {
+        /// Guest-physical address.
+        guest_addr: u64,
+        /// Bytes.
+        size: u64,
+        /// File offset.
+        mmap_offset: u64,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// A range of guest memory inside one region: plain data, 16 bytes.
+///
+/// Sound by construction, since each access checks it against the map it is used with. Using it with another map than
+/// the one that made it is a bug of the caller: the access panics or hits other bytes of that guest, never foreign ones.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GuestSlice {
+    offset: u64,
+    len: u32,
+    region: u16,
+}
+
+impl GuestSlice {
+    /// Bytes.
+    #[inline]
+    pub fn len(self) -> u32 {
+        self.len
+    }
+
+    /// No bytes at all.
+    #[inline]
+    pub fn is_empty(self) -> bool {
+        self.len == 0
+    }
+
+    /// The part of `len` bytes that begins `offset` bytes inside; `None` when it would reach beyond the end.
+    #[inline]
+    pub fn sub(self, offset: u32, len: u32) -> Option<GuestSlice> {
+        let end = offset.checked_add(len)?;
+        (end <= self.len).then_some(GuestSlice {
+            offset: self.offset + u64::from(offset),
+            len,
+            region: self.region,
+        })
+    }
+}
+
+/// Remembers the region of the last translation; one per queue. Most guests have one hot region.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RegionHint(u16);
+
+#[derive(Clone, Debug)]
+struct Region {
+    guest_addr: u64,
+    size: u64,
+    user_addr: u64,
+    host: *mut u8,
+    mapping: Arc<Mapping>,
+}
+
+/// The memory of one guest. Immutable: a changed map is a new value, which shares the mappings that stay.
+#[derive(Debug)]
+pub struct GuestMemory {
+    /// Sorted by guest address, free of overlaps.
+    regions: Box<[Region]>,
+}
+
+// SAFETY: `Region::host` points into `Region::mapping`, which is Send and Sync itself.
+unsafe impl Send for GuestMemory {}
+// SAFETY: as above; no `&self` method gives out a reference into the memory.
+unsafe impl Sync for GuestMemory {}
+
+impl Region {
+    fn map(spec: &RegionSpec) -> Result<Region, MemoryError> {
+        let &RegionSpec { guest_addr, size, user_addr, mmap_offset, .. } = spec;
+        if size == 0 {
+            return Err(MemoryError::Empty { guest_addr });
+        }
+        if guest_addr.checked_add(size).is_none() || user_addr.checked_add(size).is_none() {
+            return Err(MemoryError::Wraps { guest_addr, user_addr, size });
+        }
+        let mapping = Mapping::file(&spec.file, mmap_offset, size).map_err(|source| MemoryError::Map {
+            guest_addr,
+            size,
+            mmap_offset,
+            source,
+        })?;
+        Ok(Region { guest_addr, size, user_addr, host: mapping.start(), mapping: Arc::new(mapping) })
+    }
+
+    /// Offset of `len` bytes at `addr` when they lie in here, `base` being the region's address in the same space.
+    #[inline]
+    fn offset_of(&self, base: u64, addr: u64, len: u64) -> Option<u64> {
+        let offset = addr.wrapping_sub(base);
+        (offset < self.size && len <= self.size - offset).then_some(offset)
+    }
+}
+
+impl GuestMemory {
+    /// Maps all regions.
+    ///
+    /// # Errors
+    ///
+    /// Too many, empty, overlapping or wrapping regions; a file that is too small or cannot be mapped.
+    pub fn new(specs: Vec<RegionSpec>) -> Result<GuestMemory, MemoryError> {
+        // Counted before anything is mapped: a thousand mappings made for nothing would be a gift to the sender.
+        if specs.len() > MAX_REGIONS {
+            return Err(MemoryError::TooManyRegions { count: specs.len() });
+        }
+        let regions = specs.iter().map(Region::map).collect::<Result<Vec<_>, _>>()?;
+        GuestMemory::from_regions(regions)
+    }
+
+    /// This map and one region more; the other mappings are shared, not made again (hot add).
+    ///
+    /// # Errors
+    ///
+    /// As for [`GuestMemory::new`].
+    pub fn with_region(&self, spec: RegionSpec) -> Result<GuestMemory, MemoryError> {
+        if self.regions.len() >= MAX_REGIONS {
+            return Err(MemoryError::TooManyRegions { count: self.regions.len() + 1 });
+        }
+        let mut regions = self.regions.to_vec();
+        regions.push(Region::map(&spec)?);
+        GuestMemory::from_regions(regions)
+    }
+
+    /// This map without one region (hot remove). All three values must match, as the vhost-user protocol demands.
+    ///
+    /// # Errors
+    ///
+    /// [`MemoryError::NoSuchRegion`].
+    pub fn without_region(
+        &self,
+        guest_addr: u64,
+        user_addr: u64,
+        size: u64,
+    ) -> Result<GuestMemory, MemoryError> {
+        let mut regions = self.regions.to_vec();
+        let at = regions
+            .iter()
+            .position(|r| (r.guest_addr, r.user_addr, r.size) == (guest_addr, user_addr, size))
+            .ok_or(MemoryError::NoSuchRegion { guest_addr, user_addr, size })?;
+        regions.remove(at);
+        GuestMemory::from_regions(regions)
+    }
+
+    /// Zeroed memory of our own, frontend addresses equal to guest addresses: for tests and benches.
+    ///
+    /// # Panics
+    ///
+    /// When the regions (address, bytes) overlap, are empty, too many, or memory is short.
+    pub fn anonymous(regions: &[(u64, usize)]) -> GuestMemory {
+        assert!(regions.len() <= MAX_REGIONS, "too many regions");
+        let region = |&(guest_addr, size): &(u64, usize)| {
+            assert!(size > 0, "the region at {guest_addr:#x} is empty");
+            let mapping = Mapping::anonymous(size).expect("anonymous memory");
+            Region {
+                guest_addr,
+                size: size as u64,
+                user_addr: guest_addr,
+                host: mapping.start(),
+                mapping: Arc::new(mapping),
+            }
+        };
+        GuestMemory::from_regions(regions.iter().map(region).collect()).expect("regions without overlap")
+    }
+
+    fn from_regions(mut regions: Vec<Region>) -> Result<GuestMemory, MemoryError> {
+        regions.sort_by_key(|r| r.guest_addr);
+        for pair in regions.windows(2) {
+            // The sum does not wrap: checked when the region was made.
+            if pair[0].guest_addr + pair[0].size > pair[1].guest_addr {
+                return Err(MemoryError::Overlap { first: pair[0].guest_addr, second: pair[1].guest_addr });
+            }
+        }
+        Ok(GuestMemory { regions: regions.into_boxed_slice() })
+    }
+
+    /// Number of regions.
+    pub fn region_count(&self) -> usize {
+        self.regions.len()
+    }
+
+    /// Translates a guest-physical range, looking at the region of the last hit first.
+    ///
+    /// `None` unless the whole range lies in one region.
+    #[inline]
+    pub fn slice(&self, hint: &mut RegionHint, guest_addr: u64, len: u32) -> Option<GuestSlice> {
+        if let Some(region) = self.regions.get(usize::from(hint.0))
+            && let Some(offset) = region.offset_of(region.guest_addr, guest_addr, u64::from(len))
+        {
+            return Some(GuestSlice { offset, len, region: hint.0 });
+        }
+        self.slice_elsewhere(hint, guest_addr, len)
+    }
+
+    #[cold]
+    fn slice_elsewhere(&self, hint: &mut RegionHint, guest_addr: u64, len: u32) -> Option<GuestSlice> {
+        let (index, offset) = self.locate(guest_addr)?;
+        hint.0 = index as u16;
+        let region = &self.regions[index];
+        (u64::from(len) <= region.size - offset).then_some(GuestSlice { offset, len, region: index as u16 })
+    }
+
+    /// The region that contains a guest address, and the offset in it.
+    fn locate(&self, guest_addr: u64) -> Option<(usize, u64)> {
+        let after = self.regions.partition_point(|r| r.guest_addr <= guest_addr);
+        let index = after.checked_sub(1)?;
+        let offset = guest_addr - self.regions[index].guest_addr;
+        (offset < self.regions[index].size).then_some((index, offset))
+    }
+
+    /// Translates a guest-physical range that may run over the border of regions adjacent in guest space; gives each
+    /// part to `part`, which returns false to stop. False when a byte has no region or `part` said stop.
+    pub(crate) fn split_slice(
+        &self,
+        mut guest_addr: u64,
+        len: u32,
+        mut part: impl FnMut(GuestSlice) -> bool,
+    ) -> bool {
+        let mut left = len;
+        while left > 0 {
+            let Some((index, offset)) = self.locate(guest_addr) else {
+                return false;
+            };
+            let here = (self.regions[index].size - offset).min(u64::from(left)) as u32;
+            let slice = GuestSlice { offset, len: here, region: index as u16 };
+            if !part(slice) {
+                return false;
+            }
+            left -= here;
+            match guest_addr.checked_add(u64::from(here)) {
+                Some(next) => guest_addr = next,
+                None => return left == 0,
+            }
+        }
+        true
+    }
+
+    /// Translates a range given in the frontend's address space, as ring addresses are.
+    ///
+    /// `None` unless the whole range (at most 4 GiB) lies in one region.
+    pub fn slice_user(&self, user_addr: u64, len: u64) -> Option<GuestSlice> {
+        let len32 = u32::try_from(len).ok()?;
+        let found = |(index, region): (usize, &Region)| {
+            let offset = region.offset_of(region.user_addr, user_addr, len)?;
+            Some(GuestSlice { offset, len: len32, region: index as u16 })
+        };
+        self.regions.iter().enumerate().find_map(found)
+    }
+
+    /// Guest-physical address of the slice's first byte.
+    ///
+    /// # Panics
+    ///
+    /// When the slice was made by another map.
+    #[inline]
+    pub fn guest_addr(&self, slice: GuestSlice) -> u64 {
+        self.regions[usize::from(slice.region)].guest_addr + slice.offset
+    }
+
+    /// Address of `len` bytes at `offset` inside the slice: the one place where a slice becomes a pointer.
+    ///
+    /// # Panics
+    ///
+    /// When the bytes are not inside the slice, or the slice not inside the map: bugs of the caller, never a guest's
+    /// doing, since guests choose addresses and lengths only before translation.
+    #[inline]
+    fn pointer(&self, slice: GuestSlice, offset: u32, len: usize) -> *mut u8 {
+        let end = u64::from(offset) + len as u64;
+        let Some(region) = self.regions.get(usize::from(slice.region)) else { foreign_slice(slice.region) };
+        if end > u64::from(slice.len) || slice.offset > region.size || end > region.size - slice.offset {
+            out_of_slice(slice.offset, slice.len, offset, len);
+        }
+        // SAFETY: `slice.offset + end <= region.size` was just checked, and `host` is valid for `size` bytes while
+        // `region.mapping` lives.
+        unsafe { region.host.add((slice.offset + u64::from(offset)) as usize) }
+    }
+
+    /// Copies from guest memory, `offset` bytes inside the slice, until `into` is full.
+    ///
+    /// # Panics
+    ///
+    /// When the bytes are not inside the slice (a bug of the caller).
+    #[inline]
+    pub fn read(&self, slice: GuestSlice, offset: u32, into: &mut [u8]) {
+        let from = self.pointer(slice, offset, into.len());
+        // SAFETY: `from` is valid for `into.len()` bytes (checked by `pointer`), the mapping lives as long as `self`,
+        // and `into`, a unique borrow of our own memory, cannot overlap a mapping.
+        unsafe { std::ptr::copy_nonoverlapping(from, into.as_mut_ptr(), into.len()) };
+        settle(into.as_mut_ptr());
+    }
+
+    /// Copies `bytes` into guest memory, `offset` bytes inside the slice.
+    ///
+    /// # Panics
+    ///
+    /// When the bytes are not inside the slice (a bug of the caller).
+    #[inline]
+    pub fn write(&self, slice: GuestSlice, offset: u32, bytes: &[u8]) {
+        let to = self.pointer(slice, offset, bytes.len());
+        // SAFETY: as in `read`, the other way round.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) };
+    }
+
+    /// Sets `len` bytes of guest memory to zero, `offset` bytes inside the slice.
+    ///
+    /// # Panics
+    ///
+    /// When the bytes are not inside the slice (a bug of the caller).
+    #[inline]
+    pub fn zero(&self, slice: GuestSlice, offset: u32, len: u32) {
+        let to = self.pointer(slice, offset, len as usize);
+        // SAFETY: `to` is valid for `len` bytes (checked by `pointer`).
+        unsafe { std::ptr::write_bytes(to, 0, len as usize) };
+    }
+
+    /// Copies `len` bytes from guest memory to guest memory (of the same or another guest): one copy.
+    ///
+    /// # Panics
+    ///
+    /// When the bytes are not inside the slices (a bug of the caller).
+    #[inline]
+    pub fn copy(from: (&GuestMemory, GuestSlice, u32), to: (&GuestMemory, GuestSlice, u32), len: u32) {
+        let source = from.0.pointer(from.1, from.2, len as usize);
+        let target = to.0.pointer(to.1, to.2, len as usize);
+        // SAFETY: both are valid for `len` bytes (checked by `pointer`); a guest may well name the same bytes twice,
+        // hence the copy that allows overlap.
+        unsafe { std::ptr::copy(source, target, len as usize) };
+    }
+
+    /// Address of the slice in this process, for system calls that take guest memory. Using it is unsafe: the caller
+    /// must keep this map alive, and the memory may change at any time.
+    ///
+    /// # Panics
+    ///
+    /// When the slice is not inside the map (a bug of the caller).
+    #[inline]
+    pub fn host_ptr(&self, slice: GuestSlice) -> *mut u8 {
+        self.pointer(slice, 0, slice.len as usize)
+    }
+
+    /// Asks the CPU for the first cache line of the slice.
+    #[inline]
+    pub fn prefetch(&self, slice: GuestSlice) {
+        let address = self.host_ptr(slice);
+        #[cfg(all(target_arch = "x86_64", not(miri)))]
+        // SAFETY: a prefetch never faults, and the address is valid anyway.
+        unsafe {
+            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address.cast());
+        }
+        #[cfg(all(target_arch = "aarch64", not(miri)))]
+        // SAFETY: a prefetch never faults.
+        unsafe {
+            std::arch::asm!("prfm pldl1keep, [{}]", in(reg) address, options(nostack, readonly, preserves_flags));
+        }
+        let _ = address;
+    }
+
+    /// Asks the CPU for the first cache line of the slice, to be written.
+    #[inline]
+    pub fn prefetch_write(&self, slice: GuestSlice) {
+        let address = self.host_ptr(slice);
+        #[cfg(all(target_arch = "x86_64", not(miri)))]
+        // SAFETY: a prefetch never faults. `prefetchw` is a no-operation where a 64-bit CPU lacks it.
+        unsafe {
+            std::arch::asm!("prefetchw [{}]", in(reg) address, options(nostack, readonly, preserves_flags));
+        }
+        #[cfg(all(target_arch = "aarch64", not(miri)))]
+        // SAFETY: a prefetch never faults.
+        unsafe {
+            std::arch::asm!("prfm pstl1keep, [{}]", in(reg) address, options(nostack, readonly, preserves_flags));
+        }
+        let _ = address;
+    }
+
+    /// True once a SIGBUS (a file cut short by the frontend) was caught on one of the mappings: the guest now sees zeros
+    /// where its memory was, and its session must be closed.
+    pub fn lost(&self) -> bool {
+        self.regions.iter().any(|r| r.mapping.lost())
+    }
+}
+
+/// Makes the copy the truth: without it the compiler might read a value a second time from where it was copied from,
+/// and the guest could have changed it after the check.
+#[inline]
+fn settle(copied: *mut u8) {
+    #[cfg(not(miri))]
+    // SAFETY: no instruction at all; it only claims to read and write memory reachable from `copied`.
+    unsafe {
+        std::arch::asm!("/* {} */", in(reg) copied, options(nostack, preserves_flags));
+    }
+    let _ = copied;
+}
+
+// The fields one by one: a slice handed over whole would be assembled in memory on the hot path, too, and reading back
+// in one piece what was written in three stalls the CPU.
+
+#[cold]
+#[inline(never)]
+fn foreign_slice(region: u16) -> ! {
+    panic!("a slice of region {region} was made by another memory map");
+}
+
+#[cold]
+#[inline(never)]
+fn out_of_slice(at: u64, slice_len: u32, offset: u32, len: usize) -> ! {
+    panic!(
+        "{len} bytes at offset {offset} are not inside a slice of {slice_len} bytes at {at:#x} or its region"
+    );
+}
