@@ -1,0 +1,201 @@
+//! The hot tier's directory: which extent each hot slot holds, and how much of it.
+//!
+//! # Which copy may be overwritten in place
+//! A write goes in place only to the copy that the *durable* state already names as the sole truth for its pages;
+//! any other write goes where the durable state points to nothing, and a record publishes it. `sole` has the
+//! pages of the first kind. Otherwise a power cut could leave new bytes in a copy that counts as clean, and
+//! the demotion of that copy would later bring the old bytes back.
+
+use crate::hash::FastMap;
+use crate::journal::HotState;
+use crate::types::{Extent, PageMask};
+
+const NO_EXTENT: Extent = Extent::MAX;
+
+/// One hot slot.
+#[derive(Debug, Clone)]
+pub struct Slot {
+    extent: Extent,
+    /// Pages that are here.
+    pub valid: PageMask,
+    /// Pages that are only here.
+    pub dirty: PageMask,
+    /// Pages that durable state names as only here, or does not name at all: they may be overwritten in place.
+    pub sole: PageMask,
+    /// Pages that become `sole` when the record `sole_lsn` is firm.
+    pub sole_pending: PageMask,
+    /// The record that says the clean pages are dirty.
+    pub sole_lsn: u64,
+    /// Pages a guest write was sent to that are not valid yet: a fill leaves them alone.
+    pub claimed: PageMask,
+    /// Pages a fill is writing now: guest writes to them wait.
+    pub filling: PageMask,
+    /// Pages written since the running write-back read them.
+    pub rewritten: PageMask,
+    /// A write-back runs.
+    pub writing_back: bool,
+    /// The cold slot was never written.
+    pub fresh: bool,
+    /// A fill runs.
+    pub fill_running: bool,
+    /// Its volume is pinned hot: no victim.
+    pub pinned: bool,
+    /// Actions in flight on the slot: it is neither demoted nor used for something else.
+    pub users: u32,
+    /// Guest writes in flight among them.
+    pub writers: u32,
+    /// The last record about this slot.
+    pub lsn: u64,
+    /// When the extent came here, ns.
+    pub since_ns: u64,
+}
+
+const EMPTY: Slot = Slot {
+    extent: NO_EXTENT,
+    valid: 0,
+    dirty: 0,
+    sole: 0,
+    sole_pending: 0,
+    sole_lsn: 0,
+    claimed: 0,
+    filling: 0,
+    rewritten: 0,
+    writing_back: false,
+    fresh: false,
+    fill_running: false,
+    pinned: false,
+    users: 0,
+    writers: 0,
+    lsn: 0,
+    since_ns: 0,
+};
+
+impl Slot {
+    /// Whose data, unless the slot is free or waits to become free.
+    pub fn extent(&self) -> Option<Extent> {
+        (self.extent != NO_EXTENT).then_some(self.extent)
+    }
+
+    /// What a record says about the slot. Once a page is dirty all valid ones count as dirty in the record, so that
+    /// overwriting them writes no further metadata.
+    pub fn state(&self) -> Option<HotState> {
+        let valid = self.valid;
+        (self.extent != NO_EXTENT && valid != 0).then_some(HotState {
+            extent: self.extent,
+            valid,
+            dirty: if self.dirty & valid != 0 { valid } else { 0 },
+            fresh: self.fresh,
+        })
+    }
+
+    /// Nothing is going on that speaks against demotion.
+    pub fn idle(&self) -> bool {
+        self.extent != NO_EXTENT && self.users == 0 && !self.writing_back && !self.pinned && self.claimed == 0
+    }
+}
+
+/// All hot slots.
+#[derive(Debug)]
+pub struct Directory {
+    slots: Vec<Slot>,
+    index: FastMap<Extent, u32>,
+    free: Vec<u32>,
+}
+
+impl Directory {
+    /// `slots` free slots.
+    pub fn new(slots: u32) -> Self {
+        Directory {
+            slots: vec![EMPTY; slots as usize],
+            index: FastMap::with_capacity_and_hasher(slots as usize, Default::default()),
+            free: (0..slots).rev().collect(),
+        }
+    }
+
+    /// Number of slots.
+    pub fn slots(&self) -> u32 {
+        self.slots.len() as u32
+    }
+
+    /// Slots that can be attached at once.
+    pub fn free(&self) -> u32 {
+        self.free.len() as u32
+    }
+
+    /// The slot that holds an extent.
+    pub fn find(&self, extent: Extent) -> Option<u32> {
+        self.index.get(&extent).copied()
+    }
+
+    /// A slot.
+    pub fn slot(&self, slot: u32) -> &Slot {
+        &self.slots[slot as usize]
+    }
+
+    /// A slot, to change.
+    pub fn slot_mut(&mut self, slot: u32) -> &mut Slot {
+        &mut self.slots[slot as usize]
+    }
+
+    /// Gives an extent a free slot with nothing valid in it.
+    pub fn attach(&mut self, extent: Extent, fresh: bool, now_ns: u64) -> Option<u32> {
+        let slot = self.free.pop()?;
+        self.slots[slot as usize] = Slot { extent, fresh, since_ns: now_ns, ..EMPTY };
+        let before = self.index.insert(extent, slot);
+        assert!(before.is_none(), "extent {extent} would have two hot copies");
+        Some(slot)
+    }
+
+    /// Parts the slot from its extent. It stays out of use until [`Directory::release`].
+    pub fn detach(&mut self, slot: u32) {
+        let extent = std::mem::replace(&mut self.slots[slot as usize].extent, NO_EXTENT);
+        self.index.remove(&extent);
+    }
+
+    /// The slot can be attached again: durable state does not name it, and nothing is in flight on it.
+    pub fn release(&mut self, slot: u32) {
+        let state = &mut self.slots[slot as usize];
+        assert!(state.extent == NO_EXTENT && state.users == 0, "hot slot {slot} is still in use");
+        *state = EMPTY;
+        self.free.push(slot);
+    }
+
+    /// Takes the state of a slot from a record or checkpoint: the later one counts.
+    pub(crate) fn load(&mut self, slot: u32, state: Option<HotState>) {
+        let Some(target) = self.slots.get_mut(slot as usize) else { return };
+        *target = EMPTY;
+        if let Some(state) = state {
+            *target = Slot {
+                extent: state.extent,
+                valid: state.valid,
+                dirty: state.dirty,
+                sole: state.dirty,
+                fresh: state.fresh,
+                // Durable state names the slot.
+                lsn: 1,
+                ..EMPTY
+            };
+        }
+    }
+
+    /// After the last `load`: builds the index. Returns slots whose extent `keep` does not know (it was freed) or that
+    /// another slot holds too; they are detached, and not free until their records are.
+    pub(crate) fn load_done(&mut self, keep: impl Fn(Extent) -> bool) -> Vec<u32> {
+        self.free.clear();
+        self.index.clear();
+        let mut orphans = Vec::new();
+        for slot in (0..self.slots.len() as u32).rev() {
+            match self.slots[slot as usize].extent() {
+                None => self.free.push(slot),
+                Some(extent) if keep(extent) && !self.index.contains_key(&extent) => {
+                    self.index.insert(extent, slot);
+                }
+                Some(_) => {
+                    self.slots[slot as usize].extent = NO_EXTENT;
+                    orphans.push(slot);
+                }
+            }
+        }
+        orphans
+    }
+}

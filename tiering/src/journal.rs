@@ -1,0 +1,273 @@
+//! The journal: a ring of 4 KiB blocks on the first hot device.
+//!
+//! Records are absolute ("this entry is now X"), numbered without gaps (`lsn`), and replayed in order. A block is
+//! valid if its checksum is right, its sequence number is the expected one and it names the checksum of the block
+//! before it: a lost or torn block ends the log there, and blocks of an earlier lap never fit in.
+//!
+//! **Firm and tentative.** A record is *firm* when the data it points to was made stable before a block that says so
+//! was written: every block carries `firm_lsn`, and all records up to it are firm. A record beyond it is
+//! *tentative*: it is honoured only when the host has not rebooted since (`boot`), for then the devices have kept their
+//! caches. So an acknowledged write survives the death of the process at the price of one unflushed block, and a
+//! power cut never meets a record whose data did not land. What an opening refuses to honour it declares void
+//! in the log before anything else, so that it stays refused.
+
+use crate::map::Entry;
+use crate::types::{Extent, PageMask, Pin, VolumeId};
+use crate::wire::{Put, Reader};
+
+/// Bytes of a block.
+pub const BLOCK_BYTES: usize = 4096;
+const HEADER_BYTES: usize = 64;
+const RECORD_BYTES: usize = 32;
+/// Records in a block.
+pub const BLOCK_RECORDS: usize = (BLOCK_BYTES - HEADER_BYTES) / RECORD_BYTES;
+const MAGIC: u32 = 0x4a4c_5331;
+
+/// One change of the pool's state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Record {
+    /// A unit of a volume now has this entry.
+    Map {
+        /// The volume.
+        volume: VolumeId,
+        /// The unit.
+        unit: u64,
+        /// The entry.
+        entry: Entry,
+    },
+    /// A hot slot now holds this.
+    Hot {
+        /// The hot slot.
+        slot: u32,
+        /// What it holds.
+        state: Option<HotState>,
+    },
+    /// A volume was made.
+    Create {
+        /// Its id.
+        id: VolumeId,
+        /// Its size.
+        size_bytes: u64,
+    },
+    /// A volume has a new size.
+    Resize {
+        /// Its id.
+        id: VolumeId,
+        /// Its size.
+        size_bytes: u64,
+    },
+    /// A snapshot or clone was made.
+    Fork {
+        /// Of what.
+        from: VolumeId,
+        /// Its id.
+        to: VolumeId,
+        /// Clone (true) or snapshot.
+        writable: bool,
+    },
+    /// A volume is gone.
+    Delete {
+        /// Its id.
+        id: VolumeId,
+    },
+    /// The operator pinned a volume.
+    SetPin {
+        /// Its id.
+        id: VolumeId,
+        /// Where.
+        pin: Pin,
+    },
+    /// Records with these numbers were refused by an opening and never count.
+    Void {
+        /// The first of them.
+        first: u64,
+        /// The last of them.
+        last: u64,
+    },
+}
+
+/// What a hot slot holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HotState {
+    /// Whose data.
+    pub extent: Extent,
+    /// Pages that are in the slot.
+    pub valid: PageMask,
+    /// Pages of which the slot has the only copy.
+    pub dirty: PageMask,
+    /// The cold slot was never written: pages that are not valid are zero.
+    pub fresh: bool,
+}
+
+impl Record {
+    fn encode(&self, out: &mut Vec<u8>) {
+        let end = out.len() + RECORD_BYTES;
+        match *self {
+            Record::Map { volume, unit, entry } => fields(out, 1, volume.0, unit, entry.to_bits()),
+            Record::Hot { slot, state: None } => fields(out, 2, slot, 0, 0),
+            Record::Hot { slot, state: Some(hot) } => {
+                let masks = u64::from(hot.valid) | u64::from(hot.dirty) << 16 | u64::from(hot.fresh) << 32;
+                fields(out, 3, slot, hot.extent, masks);
+            }
+            Record::Create { id, size_bytes } => fields(out, 4, id.0, size_bytes, 0),
+            Record::Resize { id, size_bytes } => fields(out, 5, id.0, size_bytes, 0),
+            Record::Fork { from, to, writable } => {
+                fields(out, 6, from.0, u64::from(to.0), u64::from(writable))
+            }
+            Record::Delete { id } => fields(out, 7, id.0, 0, 0),
+            Record::SetPin { id, pin } => fields(out, 8, id.0, u64::from(pin_code(pin)), 0),
+            Record::Void { first, last } => fields(out, 9, 0, first, last),
+        }
+        out.resize(end, 0);
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Record> {
+        let mut reader = Reader(bytes);
+        let (kind, short, a, b) = (reader.u32()?, reader.u32()?, reader.u64()?, reader.u64()?);
+        let id = VolumeId(short);
+        Some(match kind {
+            1 => Record::Map { volume: id, unit: a, entry: Entry::from_bits(b)? },
+            2 => Record::Hot { slot: short, state: None },
+            3 => {
+                let (valid, dirty, fresh) = (b as u16, (b >> 16) as u16, b >> 32 & 1 == 1);
+                Record::Hot { slot: short, state: Some(HotState { extent: a, valid, dirty, fresh }) }
+            }
+            4 => Record::Create { id, size_bytes: a },
+            5 => Record::Resize { id, size_bytes: a },
+            6 => Record::Fork { from: id, to: VolumeId(u32::try_from(a).ok()?), writable: b == 1 },
+            7 => Record::Delete { id },
+            8 => Record::SetPin { id, pin: pin_from(u8::try_from(a).ok()?)? },
+            9 => Record::Void { first: a, last: b },
+            _ => return None,
+        })
+    }
+}
+
+fn fields(out: &mut Vec<u8>, kind: u32, short: u32, a: u64, b: u64) {
+    out.put_u32(kind);
+    out.put_u32(short);
+    out.put_u64(a);
+    out.put_u64(b);
+}
+
+pub(crate) fn pin_code(pin: Pin) -> u8 {
+    match pin {
+        Pin::Auto => 0,
+        Pin::Hot => 1,
+        Pin::Cold => 2,
+    }
+}
+
+pub(crate) fn pin_from(code: u8) -> Option<Pin> {
+    [Pin::Auto, Pin::Hot, Pin::Cold].get(usize::from(code)).copied()
+}
+
+/// Where the log goes on: the next block and what it must name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Cursor {
+    /// Sequence number of the next block; its place is this modulo the ring's blocks.
+    pub sequence: u64,
+    /// Checksum of the block before it.
+    pub previous_crc: u32,
+    /// Number of the next record.
+    pub lsn: u64,
+}
+
+/// What a block says besides its records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BlockHeader {
+    /// Which pool.
+    pub pool: u64,
+    /// Which boot of the host wrote it.
+    pub boot: u64,
+    /// All records up to this one are firm.
+    pub firm_lsn: u64,
+}
+
+/// Appends one block with `records` (at most [`BLOCK_RECORDS`], perhaps none) to `out` and moves the cursor on.
+pub fn encode_block(cursor: &mut Cursor, header: BlockHeader, records: &[Record], out: &mut Vec<u8>) {
+    assert!(records.len() <= BLOCK_RECORDS, "a block holds {BLOCK_RECORDS} records");
+    let start = out.len();
+    out.put_u32(MAGIC);
+    out.put_u32(0);
+    for field in [header.pool, cursor.sequence, header.boot, cursor.lsn, header.firm_lsn] {
+        out.put_u64(field);
+    }
+    out.put_u32(cursor.previous_crc);
+    out.put_u16(records.len() as u16);
+    out.resize(start + HEADER_BYTES, 0);
+    for record in records {
+        record.encode(out);
+    }
+    out.resize(start + BLOCK_BYTES, 0);
+    let crc = crc32c::crc32c(&out[start + 8..]);
+    out[start + 4..start + 8].copy_from_slice(&crc.to_le_bytes());
+    *cursor =
+        Cursor { sequence: cursor.sequence + 1, previous_crc: crc, lsn: cursor.lsn + records.len() as u64 };
+}
+
+fn decode_block(bytes: &[u8], expected: &mut Cursor, pool: u64) -> Option<(BlockHeader, Vec<Record>)> {
+    let mut reader = Reader(bytes);
+    let (magic, crc) = (reader.u32()?, reader.u32()?);
+    let (its_pool, sequence, boot, lsn) = (reader.u64()?, reader.u64()?, reader.u64()?, reader.u64()?);
+    let (firm_lsn, previous_crc, count) = (reader.u64()?, reader.u32()?, usize::from(reader.u16()?));
+    let fits = magic == MAGIC && its_pool == pool && count <= BLOCK_RECORDS;
+    let follows = *expected == Cursor { sequence, previous_crc, lsn };
+    if !fits || !follows || crc != crc32c::crc32c(bytes.get(8..)?) {
+        return None;
+    }
+    let records = bytes.get(HEADER_BYTES..)?.chunks_exact(RECORD_BYTES).take(count).map(Record::decode);
+    let records = records.collect::<Option<Vec<_>>>()?;
+    *expected =
+        Cursor { sequence: sequence.checked_add(1)?, previous_crc: crc, lsn: lsn.checked_add(count as u64)? };
+    Some((BlockHeader { pool, boot, firm_lsn }, records))
+}
+
+/// What is found in the ring.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Replay {
+    /// The records to apply, in order, with their numbers.
+    pub records: Vec<(u64, Record)>,
+    /// Numbers of the records refused now: to be declared void before the log goes on.
+    pub refused: Option<(u64, u64)>,
+    /// Where the log goes on.
+    pub end: Cursor,
+}
+
+/// Reads the log in `ring` (a whole number of blocks) from `start`. `boot` is the boot of the host now. Any bytes are
+/// allowed; what does not fit ends the log.
+pub fn replay(ring: &[u8], start: Cursor, pool: u64, boot: u64) -> Replay {
+    let blocks = (ring.len() / BLOCK_BYTES) as u64;
+    let mut found = Replay { end: start, ..Replay::default() };
+    let (mut all, mut voids, mut firm) = (Vec::new(), Vec::new(), 0);
+    while blocks > 0 && found.end.sequence.wrapping_sub(start.sequence) < blocks {
+        let at = (found.end.sequence % blocks) as usize * BLOCK_BYTES;
+        let first = found.end.lsn;
+        let Some((header, records)) = decode_block(&ring[at..at + BLOCK_BYTES], &mut found.end, pool) else {
+            break;
+        };
+        firm = firm.max(header.firm_lsn);
+        for (lsn, record) in (first..).zip(records) {
+            if let Record::Void { first, last } = record {
+                voids.push(first..=last);
+            }
+            all.push((lsn, record, header.boot == boot));
+        }
+    }
+    for (lsn, record, same_boot) in all {
+        if voids.iter().any(|range| range.contains(&lsn)) {
+            continue;
+        }
+        if lsn <= firm || same_boot {
+            found.records.push((lsn, record));
+        } else {
+            let first = found.refused.map_or(lsn, |(first, _)| first);
+            found.refused = Some((first, lsn));
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+#[path = "journal_tests.rs"]
+mod tests;

@@ -1,0 +1,214 @@
+//! Demotion and write-back.
+//!
+//! A clean copy leaves by a record alone. A dirty one is written back first, together with the dirty neighbours of its
+//! aligned group of cold slots, in the order of the disk: a cold disk's time is its seeks.
+
+use super::{JobKind, Owner, Rule, Store};
+use crate::types::*;
+
+/// Slots looked at in one go to make room.
+const ROUND_MAX: u32 = 64;
+/// Pause after the cold tier refused a write-back, ns.
+const RETRY_NS: u64 = 1_000_000_000;
+
+impl Store {
+    /// Keeps some hot slots free, so that a write miss finds one at once.
+    pub(super) fn make_room(&mut self) {
+        if self.read_only.is_some() {
+            return;
+        }
+        let slots = self.hot.slots();
+        let wanted = (u64::from(slots) * u64::from(self.tuning.free_permille) / 1000)
+            .clamp(1, u64::from(slots / 4 + 1));
+        for _ in 0..ROUND_MAX {
+            let coming = self.freed_hot.len() as u64 + u64::from(self.write_backs_running);
+            if u64::from(self.hot.free()) + coming >= wanted {
+                break;
+            }
+            let (hot, cold_writers) = (&self.hot, &self.cold_writers);
+            let may_write = self.now_ns >= self.write_back_after_ns && !self.scratch_free.is_empty();
+            let victim = self.policy.victim(&mut |slot| {
+                let state = hot.slot(slot);
+                let clean = state.dirty == 0 && !state.fresh;
+                let quiet = state.extent().is_some_and(|extent| !cold_writers.contains_key(&extent));
+                state.idle() && (clean || (may_write && quiet))
+            });
+            let Some(slot) = victim else { break };
+            if self.hot.slot(slot).dirty == 0 && !self.hot.slot(slot).fresh {
+                self.demote(slot);
+            } else if !self.write_back_group(slot) {
+                break;
+            }
+        }
+        if !self.freed_hot.is_empty() && u64::from(self.hot.free()) < wanted.div_ceil(2) {
+            self.commit.want_firm = true;
+        }
+        if self.draining {
+            self.drain_some();
+        }
+    }
+
+    /// A clean copy goes.
+    pub(super) fn demote(&mut self, slot: u32) {
+        let extent = self.hot.slot(slot).extent().expect("a victim holds an extent");
+        if let Some(lsn) = self.detach(slot, true) {
+            self.unfirm_demotions.insert(extent, lsn);
+        }
+        self.stats.demotions += 1;
+    }
+
+    /// Writes back the dirty units of the group around a slot's extent. False if none could be started.
+    pub(super) fn write_back_group(&mut self, slot: u32) -> bool {
+        let extent = self.hot.slot(slot).extent().expect("a victim holds an extent");
+        let group = (self.tuning.group_bytes / UNIT_BYTES).max(1);
+        let first = extent - extent % group;
+        // The one that is wanted first: scratch memory may run out.
+        let mut started = self.start_write_back(slot);
+        for neighbour in first..first + group {
+            if let Some(slot) = self.hot.find(neighbour) {
+                started |= self.start_write_back(slot);
+            }
+        }
+        started
+    }
+
+    pub(super) fn start_write_back(&mut self, slot: u32) -> bool {
+        let state = self.hot.slot(slot);
+        let Some(extent) = state.extent() else { return false };
+        let busy = state.writing_back || state.writers > 0 || state.claimed != 0 || state.fill_running;
+        if busy || (state.dirty == 0 && !state.fresh) || self.cold_writers.contains_key(&extent) {
+            return false;
+        }
+        let pages = state.dirty & state.valid;
+        let bytes = if state.fresh { UNIT_BYTES } else { u64::from(pages.count_ones()) * PAGE_BYTES };
+        let tokens = self.tuning.migration_bytes_per_s == u64::MAX || self.tokens >= bytes;
+        // The budget binds background moves; a hot tier without a free slot must move on.
+        if pages == 0 || (!tokens && self.hot.free() > 0) {
+            return false;
+        }
+        let Some(scratch) = self.scratch_free.pop() else { return false };
+        self.tokens = self.tokens.saturating_sub(bytes);
+        let state = self.hot.slot_mut(slot);
+        (state.writing_back, state.rewritten) = (true, 0);
+        state.users += 1;
+        self.write_backs_running += 1;
+        let job = self.job(JobKind::WriteBack, extent);
+        let state = self.jobs.at(job);
+        (state.slot, state.scratch, state.pages) = (Some(slot), Some(scratch), pages);
+        for (first, count) in runs(pages) {
+            let (start, len) = (first * PAGE_BYTES as u32, count * PAGE_BYTES as u32);
+            let buffer = Buffer::Scratch { index: scratch, offset: start };
+            self.emit_hot(slot, start, len, ActionKind::Read, buffer, Owner::Job(job));
+        }
+        true
+    }
+
+    pub(super) fn advance_write_back(&mut self, job: u32) {
+        let state = self.jobs.at(job);
+        state.stage += 1;
+        let (stage, failed, pages, extent) = (state.stage, state.failed, state.pages, state.extent);
+        let (slot, scratch) = (state.slot.expect("has a slot"), state.scratch.expect("has scratch memory"));
+        let state = self.hot.slot(slot);
+        if failed || state.extent() != Some(extent) {
+            return self.end_write_back(job, slot, failed);
+        }
+        if stage > 1 {
+            self.wrote_back(slot, pages);
+            return self.end_write_back(job, slot, false);
+        }
+        let zeroes = if state.fresh { !state.valid } else { 0 };
+        for (first, count) in runs(pages) {
+            let (start, len) = (first * PAGE_BYTES as u32, count * PAGE_BYTES as u32);
+            let buffer = Buffer::Scratch { index: scratch, offset: start };
+            self.stats.written_back_bytes += u64::from(len);
+            self.emit_cold(extent, start, len, ActionKind::Write, buffer, Owner::Job(job));
+        }
+        for (first, count) in runs(zeroes) {
+            let (start, len) = (first * PAGE_BYTES as u32, count * PAGE_BYTES as u32);
+            self.stats.written_back_bytes += u64::from(len);
+            self.emit_cold(extent, start, len, ActionKind::Write, Buffer::Zeroes, Owner::Job(job));
+        }
+    }
+
+    /// The pages are on the cold slot; what guests wrote meanwhile stays dirty.
+    fn wrote_back(&mut self, slot: u32, pages: PageMask) {
+        let careless = self.breaks(Rule::WriteBeatsMove);
+        let state = self.hot.slot_mut(slot);
+        self.stats.moves_aborted += u64::from(state.rewritten & pages != 0);
+        state.dirty &= !(pages & !(if careless { 0 } else { state.rewritten }));
+        state.fresh = false;
+        if state.dirty & state.valid == 0 {
+            (state.sole, state.sole_pending) = (0, 0);
+        }
+        self.record_slot(slot);
+        self.stats.write_backs += 1;
+    }
+
+    fn end_write_back(&mut self, job: u32, slot: u32, failed: bool) {
+        let mut job = self.jobs.remove(job);
+        self.hot.slot_mut(slot).writing_back = false;
+        self.write_backs_running -= 1;
+        if failed {
+            self.write_back_after_ns = self.now_ns + RETRY_NS;
+            self.stats.moves_aborted += 1;
+        }
+        self.leave_slot(slot);
+        self.free_scratch(&mut job);
+        self.room_wanted = true;
+    }
+
+    /// Writes everything back, as fast as scratch memory and the budget allow, until [`Store::dirty_slots`] is zero.
+    pub fn drain(&mut self, on: bool) {
+        self.draining = on;
+        self.room_wanted = on;
+        self.pump();
+    }
+
+    fn drain_some(&mut self) {
+        if self.now_ns < self.write_back_after_ns {
+            return;
+        }
+        for slot in 0..self.hot.slots() {
+            if self.scratch_free.is_empty() {
+                return;
+            }
+            let state = self.hot.slot(slot);
+            if state.extent().is_some() && (state.dirty != 0 || state.fresh) {
+                self.start_write_back(slot);
+            }
+        }
+    }
+
+    /// Hot slots whose data is only there.
+    pub fn dirty_slots(&self) -> u32 {
+        (0..self.hot.slots())
+            .filter(|slot| self.hot.slot(*slot).state().is_some_and(|s| s.dirty != 0))
+            .count() as u32
+    }
+
+    /// Demotes the unit now if it is hot: written back first if need be (call again then). For operators and tests.
+    pub fn demote_unit(&mut self, volume: VolumeId, unit: u64) {
+        let entry = self.map.volume(volume).map(|v| self.map.get(v, unit));
+        if let Some(slot) = entry.and_then(|entry| entry.extent()).and_then(|extent| self.hot.find(extent)) {
+            let state = self.hot.slot(slot);
+            if state.idle() && state.dirty == 0 && !state.fresh {
+                self.demote(slot);
+            } else {
+                self.start_write_back(slot);
+            }
+        }
+        self.pump();
+    }
+
+    /// Promotes the unit now. For operators and tests.
+    pub fn promote_unit(&mut self, volume: VolumeId, unit: u64) {
+        let entry = self.map.volume(volume).map(|v| self.map.get(v, unit));
+        if let Some(extent) = entry.and_then(|entry| entry.extent()) {
+            let slot = self.hot.find(extent);
+            if slot.is_none_or(|slot| self.hot.slot(slot).valid != ALL_PAGES) {
+                self.start_fill(extent, slot, None);
+            }
+        }
+        self.pump();
+    }
+}

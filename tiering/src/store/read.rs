@@ -1,0 +1,132 @@
+//! Reads: from the hot slot, from the cold one, or zero.
+
+use super::{Owner, Part, Rule, Store};
+use crate::policy::window::Decision;
+use crate::types::*;
+
+impl Store {
+    pub(super) fn dispatch_read(&mut self, part: Part) {
+        let Some(entry) = self.entry(&part) else {
+            return self.part_done(part.tag, Err(RequestError::NoVolume), 0);
+        };
+        let Some(extent) = entry.extent() else { return self.read_zero(part, 0) };
+        if self.lost.get(&extent).is_some_and(|pages| pages & pages_touched(part.start, part.len) != 0) {
+            return self.part_done(part.tag, Err(RequestError::Io), 0);
+        }
+        match self.hot.find(extent) {
+            Some(slot) => self.read_hot(part, extent, slot),
+            None => self.read_miss(part, extent),
+        }
+    }
+
+    fn read_hot(&mut self, part: Part, extent: Extent, slot: u32) {
+        self.policy.hit(slot);
+        let pages = pages_touched(part.start, part.len);
+        let missing = pages & !self.hot.slot(slot).valid;
+        if missing == 0 {
+            self.stats.read_hits += 1;
+            return self.read_from(part, extent, Some(slot));
+        }
+        let fresh = self.hot.slot(slot).fresh && !self.breaks(Rule::NoForeignRead);
+        if fresh {
+            self.stats.read_hits += 1;
+        } else {
+            self.stats.read_misses += 1;
+        }
+        // Pieces of equal origin. The part itself counts as one of them.
+        let end = part.start + part.len;
+        let mut at = part.start;
+        let mut pieces = 0;
+        while at < end {
+            let here = missing >> (at / PAGE_BYTES as u32) & 1;
+            let mut until = at;
+            while until < end && missing >> (until / PAGE_BYTES as u32) & 1 == here {
+                until = (until / PAGE_BYTES as u32 + 1) * PAGE_BYTES as u32;
+            }
+            let until = until.min(end);
+            let piece = Part { start: at, len: until - at, buffer: part.buffer + (at - part.start), ..part };
+            pieces += 1;
+            self.running(part.tag).parts_left += 1;
+            match (here, fresh) {
+                (0, _) => self.read_from(piece, extent, Some(slot)),
+                (_, true) => self.read_zero(piece, extent),
+                (_, false) => self.read_from(piece, extent, None),
+            }
+            at = until;
+        }
+        assert!(pieces > 0, "a part is not empty");
+        self.part_done(part.tag, Ok(()), 0);
+        if !fresh {
+            self.start_fill(extent, Some(slot), None);
+        }
+    }
+
+    fn read_miss(&mut self, part: Part, extent: Extent) {
+        self.stats.read_misses += 1;
+        let volume = self.map.volume(part.volume).expect("the entry was just found in it");
+        let (pin, units) = (volume.pin, volume.units());
+        let offset = part.unit * UNIT_BYTES + u64::from(part.start);
+        let decision = self.windows.miss(part.volume.0, offset, u64::from(part.len), false);
+        let range = match (pin, decision) {
+            (Pin::Cold, _) | (Pin::Auto, Decision::Bypass) => None,
+            (_, Decision::Fill { start, end }) => {
+                Some(start / UNIT_BYTES..end.div_ceil(UNIT_BYTES).min(units))
+            }
+            (Pin::Hot, Decision::Bypass) => Some(part.unit..part.unit + 1),
+        };
+        let Some(range) = range else { return self.read_from(part, extent, None) };
+        if !self.start_fill(extent, None, Some(part)) {
+            self.read_from(part, extent, None);
+        }
+        self.fill_neighbours(part, range);
+    }
+
+    /// Brings in the cold units of the window around a miss.
+    pub(super) fn fill_neighbours(&mut self, part: Part, range: std::ops::Range<u64>) {
+        for unit in range.filter(|unit| *unit != part.unit) {
+            let neighbour = self.entry(&Part { unit, ..part }).and_then(|entry| entry.extent());
+            if let Some(extent) = neighbour.filter(|extent| self.hot.find(*extent).is_none()) {
+                self.start_fill(extent, None, None);
+            }
+        }
+    }
+
+    fn read_from(&mut self, part: Part, extent: Extent, slot: Option<u32>) {
+        let buffer = Buffer::Request { tag: part.tag, offset: part.buffer };
+        let owner = Owner::Read { part, slot, extent };
+        match slot {
+            Some(slot) => {
+                self.hot.slot_mut(slot).users += 1;
+                self.emit_hot(slot, part.start, part.len, ActionKind::Read, buffer, owner);
+            }
+            None => self.emit_cold(extent, part.start, part.len, ActionKind::Read, buffer, owner),
+        }
+    }
+
+    fn read_zero(&mut self, part: Part, extent: Extent) {
+        let buffer = Buffer::Request { tag: part.tag, offset: part.buffer };
+        let owner = Owner::Read { part, slot: None, extent };
+        self.emit(DeviceId(0), ActionKind::ZeroFill, 0, part.len, buffer, owner);
+    }
+
+    pub(super) fn read_done(&mut self, part: Part, slot: Option<u32>, extent: Extent, failed: bool) {
+        let mut result = if failed { Err(RequestError::Io) } else { Ok(()) };
+        if let Some(slot) = slot {
+            let state = self.hot.slot(slot);
+            let clean = state.dirty & pages_touched(part.start, part.len) == 0 && !state.fresh;
+            if failed && clean && state.extent() == Some(extent) {
+                // The hot copy cannot be read, but the cold one is as good.
+                self.read_from(part, extent, None);
+                self.leave_slot(slot);
+                return;
+            }
+            if failed && state.extent() != Some(extent) {
+                result = Ok(());
+                self.running(part.tag).parts_left += 1;
+                self.dispatch(part);
+            }
+            self.leave_slot(slot);
+        }
+        self.part_done(part.tag, result, 0);
+    }
+}

@@ -1,0 +1,316 @@
+//! Making, forking and deleting volumes, and what is known about them.
+
+use super::Store;
+use crate::journal::Record;
+use crate::map::LEAF_ENTRIES;
+use crate::types::*;
+
+/// Leaves given back in one tick.
+const REAP_MAX: usize = 64;
+
+/// Why a volume could not be made, changed or deleted.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum VolumeError {
+    /// No such volume.
+    #[error("there is no volume {}", .0.0)]
+    NoVolume(VolumeId),
+    /// A size that cannot be.
+    #[error("a volume of {0} bytes cannot be: give a multiple of 512 between 512 and {VOLUME_BYTES_MAX}")]
+    Size(u64),
+    /// Shrinking is not offered.
+    #[error("volume {} has {now} bytes and cannot shrink to {wanted}", id.0)]
+    Shrink {
+        /// Which.
+        id: VolumeId,
+        /// Its size.
+        now: u64,
+        /// The size asked for.
+        wanted: u64,
+    },
+    /// The map of the volume may come to need more metadata than the pool has set aside.
+    #[error(
+        "the volume may need {wanted} map leaves and the pool has {free} left of {total}: delete volumes, or make the pool with more"
+    )]
+    MetadataFull {
+        /// Leaves the volume may need.
+        wanted: u64,
+        /// Leaves not yet promised.
+        free: u64,
+        /// Leaves of the pool.
+        total: u64,
+    },
+    /// Requests for it are in flight.
+    #[error("volume {} is in use", .0.0)]
+    InUse(VolumeId),
+    /// The pool takes no changes.
+    #[error("the pool is read-only: {0}")]
+    ReadOnly(&'static str),
+}
+
+/// A fork that waits for the writes in flight.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct PendingFork {
+    pub from: VolumeId,
+    pub to: VolumeId,
+    pub writable: bool,
+}
+
+/// What is known about a volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VolumeInfo {
+    /// Its id.
+    pub id: VolumeId,
+    /// Bytes the guest sees.
+    pub size_bytes: u64,
+    /// A snapshot is not.
+    pub writable: bool,
+    /// What it was made from.
+    pub parent: Option<VolumeId>,
+    /// Where the operator wants it.
+    pub pin: Pin,
+}
+
+/// Where a byte of a volume is, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Explanation {
+    /// Never written: reads as zero and takes no space.
+    Unmapped,
+    /// On the cold tier only.
+    Cold {
+        /// Its cold slot.
+        extent: Extent,
+        /// The hot copy was lost with the hot tier; these pages cannot be read.
+        lost: PageMask,
+        /// What would move it.
+        moves_when: &'static str,
+    },
+    /// On the hot tier, at least in part.
+    Hot {
+        /// Its cold slot.
+        extent: Extent,
+        /// Its hot slot.
+        slot: u32,
+        /// Pages that are hot.
+        valid: PageMask,
+        /// Pages that are only hot.
+        dirty: PageMask,
+        /// Since when, ns of the store's clock.
+        since_ns: u64,
+        /// What the policy thinks of it.
+        standing: &'static str,
+        /// What would move it.
+        moves_when: &'static str,
+    },
+}
+
+impl Store {
+    fn changeable(&self) -> Result<(), VolumeError> {
+        match self.read_only {
+            Some(why) => Err(VolumeError::ReadOnly(why)),
+            None if self.checkpoint.sealed => Err(VolumeError::ReadOnly("the pool is being closed")),
+            None => Ok(()),
+        }
+    }
+
+    fn reserve(&self, wanted: u64) -> Result<(), VolumeError> {
+        let total = self.devices[0].block.leaves_max;
+        let free = total.saturating_sub(self.map.leaves_reserved() + self.dying_leaves.len() as u64);
+        if wanted > free { Err(VolumeError::MetadataFull { wanted, free, total }) } else { Ok(()) }
+    }
+
+    fn new_id(&mut self) -> VolumeId {
+        self.next_volume += 1;
+        VolumeId(self.next_volume - 1)
+    }
+
+    fn note(&mut self, record: Record) {
+        self.record(record);
+        self.commit.want_firm = true;
+        self.pump();
+    }
+
+    /// Makes an empty thin volume. It survives a crash once [`Store::settled`] is true.
+    pub fn create_volume(&mut self, size_bytes: u64) -> Result<VolumeId, VolumeError> {
+        self.changeable()?;
+        if size_bytes == 0 || size_bytes > VOLUME_BYTES_MAX || !size_bytes.is_multiple_of(SECTOR_BYTES) {
+            return Err(VolumeError::Size(size_bytes));
+        }
+        self.reserve(size_bytes.div_ceil(UNIT_BYTES * LEAF_ENTRIES))?;
+        let id = self.new_id();
+        self.map.create(id, size_bytes);
+        self.note(Record::Create { id, size_bytes });
+        Ok(id)
+    }
+
+    /// Makes a volume larger.
+    pub fn resize_volume(&mut self, id: VolumeId, size_bytes: u64) -> Result<(), VolumeError> {
+        self.changeable()?;
+        let now = self.map.volume(id).ok_or(VolumeError::NoVolume(id))?.size_bytes;
+        if size_bytes > VOLUME_BYTES_MAX || !size_bytes.is_multiple_of(SECTOR_BYTES) {
+            return Err(VolumeError::Size(size_bytes));
+        }
+        if size_bytes < now {
+            return Err(VolumeError::Shrink { id, now, wanted: size_bytes });
+        }
+        let leaves = |bytes: u64| bytes.div_ceil(UNIT_BYTES * LEAF_ENTRIES);
+        self.reserve(leaves(size_bytes) - leaves(now))?;
+        self.map.resize(id, size_bytes);
+        self.note(Record::Resize { id, size_bytes });
+        Ok(())
+    }
+
+    /// Makes a snapshot (not writable) or a clone. It exists when [`Store::next_forked`] gives its id: first the writes
+    /// in flight on `from` are completed, and later ones wait for it.
+    pub fn fork_volume(&mut self, from: VolumeId, writable: bool) -> Result<VolumeId, VolumeError> {
+        self.changeable()?;
+        let source = self.map.volume(from).ok_or(VolumeError::NoVolume(from))?;
+        self.reserve(source.units().div_ceil(LEAF_ENTRIES))?;
+        let to = self.new_id();
+        self.forks.push(PendingFork { from, to, writable });
+        self.pump();
+        Ok(to)
+    }
+
+    /// The next fork that is made and survives a crash.
+    pub fn next_forked(&mut self) -> Option<VolumeId> {
+        let (lsn, id) = *self.forks_done.front()?;
+        if lsn > self.commit.firm_lsn {
+            return None;
+        }
+        self.forks_done.pop_front();
+        Some(id)
+    }
+
+    pub(super) fn pump_forks(&mut self) {
+        let mut at = 0;
+        while let Some(fork) = self.forks.get(at).copied() {
+            if self.writes_in_flight.get(&fork.from).is_some_and(|writes| *writes > 0) {
+                at += 1;
+                continue;
+            }
+            self.forks.remove(at);
+            if self.map.fork(fork.from, fork.to, fork.writable) {
+                let lsn = self.record(Record::Fork { from: fork.from, to: fork.to, writable: fork.writable });
+                self.forks_done.push_back((lsn, fork.to));
+                self.commit.want_firm = true;
+            }
+            for request in std::mem::take(&mut self.held_requests) {
+                if self.forks.iter().any(|fork| fork.from == request.volume) {
+                    self.held_requests.push_back(request);
+                } else {
+                    self.start(request);
+                }
+            }
+        }
+    }
+
+    /// Deletes a volume. Its space comes back in the background.
+    pub fn delete_volume(&mut self, id: VolumeId) -> Result<(), VolumeError> {
+        self.changeable()?;
+        self.map.volume(id).ok_or(VolumeError::NoVolume(id))?;
+        let used = self.requests.iter().flatten().any(|running| running.request.volume == id);
+        if used || self.forks.iter().any(|fork| fork.from == id) {
+            return Err(VolumeError::InUse(id));
+        }
+        self.dying_leaves.extend(self.map.delete(id).into_iter().flatten());
+        self.writes_in_flight.remove(&id);
+        self.unshared_lsn = self.commit.last_lsn() + 1;
+        self.note(Record::Delete { id });
+        Ok(())
+    }
+
+    /// Gives back some of the space of deleted volumes.
+    pub(super) fn reap(&mut self) {
+        if self.read_only.is_some() || self.journal_crowded() {
+            return;
+        }
+        let mut freed = Vec::new();
+        for _ in 0..REAP_MAX {
+            let Some(leaf) = self.dying_leaves.pop() else { break };
+            self.map.release_leaf(leaf, &mut freed);
+        }
+        for extent in freed {
+            self.free_extent(extent);
+        }
+    }
+
+    /// Pins a volume. Data that is elsewhere moves when it is next used.
+    pub fn pin_volume(&mut self, id: VolumeId, pin: Pin) -> Result<(), VolumeError> {
+        self.changeable()?;
+        self.map.volume(id).ok_or(VolumeError::NoVolume(id))?;
+        self.map.set_pin(id, pin);
+        let volume = self.map.volume(id).expect("it was there a line ago");
+        let slots: Vec<u32> =
+            self.map.extents_of(volume).filter_map(|extent| self.hot.find(extent)).collect();
+        for slot in slots {
+            self.hot.slot_mut(slot).pinned = pin == Pin::Hot;
+        }
+        self.note(Record::SetPin { id, pin });
+        Ok(())
+    }
+
+    /// Everything recorded so far survives a crash.
+    pub fn settled(&self) -> bool {
+        self.commit.firm_lsn == self.commit.last_lsn() && self.forks.is_empty()
+    }
+
+    /// All volumes.
+    pub fn volumes(&self) -> impl Iterator<Item = VolumeInfo> {
+        self.map.volumes().map(|(id, volume)| VolumeInfo {
+            id,
+            size_bytes: volume.size_bytes,
+            writable: volume.writable,
+            parent: volume.parent,
+            pin: volume.pin,
+        })
+    }
+
+    /// The ranges in which two volumes differ, as (first byte, bytes), in whole units.
+    pub fn diff(&self, a: VolumeId, b: VolumeId) -> Result<Vec<(u64, u64)>, VolumeError> {
+        let find = |id| self.map.volume(id).ok_or(VolumeError::NoVolume(id));
+        let units = self.map.diff(find(a)?, find(b)?);
+        Ok(units.into_iter().map(|(first, count)| (first * UNIT_BYTES, count * UNIT_BYTES)).collect())
+    }
+
+    /// Free cold slots, and all of them.
+    pub fn cold_slots(&self) -> (u64, u64) {
+        (self.allocator.free(), self.allocator.slots())
+    }
+
+    /// Free hot slots, and all of them.
+    pub fn hot_slots(&self) -> (u32, u32) {
+        (self.hot.free(), self.hot.slots())
+    }
+
+    /// Where the byte at `offset` is and why.
+    pub fn explain(&self, id: VolumeId, offset: u64) -> Result<Explanation, VolumeError> {
+        let volume = self.map.volume(id).ok_or(VolumeError::NoVolume(id))?;
+        let Some(extent) = self.map.get(volume, offset / UNIT_BYTES).extent() else {
+            return Ok(Explanation::Unmapped);
+        };
+        let Some(slot) = self.hot.find(extent) else {
+            let moves_when = match volume.pin {
+                Pin::Cold => "never: the volume is pinned cold",
+                Pin::Hot => "it is next read or written",
+                Pin::Auto => "it is next written, or read outside a long stream, within the migration limit",
+            };
+            let lost = self.lost.get(&extent).copied().unwrap_or(0);
+            return Ok(Explanation::Cold { extent, lost, moves_when });
+        };
+        let state = self.hot.slot(slot);
+        let moves_when = match (state.pinned, state.dirty != 0) {
+            (true, _) => "never: it is pinned hot",
+            (false, true) => "the policy needs its slot: written back, then demoted",
+            (false, false) => "the policy needs its slot: demoted without a write",
+        };
+        Ok(Explanation::Hot {
+            extent,
+            slot,
+            valid: state.valid,
+            dirty: state.dirty,
+            since_ns: state.since_ns,
+            standing: self.policy.standing(slot),
+            moves_when,
+        })
+    }
+}

@@ -1,0 +1,172 @@
+//! Lost, damaged and returning devices, and a full pool.
+
+use crate::model::UNIT_SECTORS;
+use crate::world::{self, World};
+use simkit::SimDisk;
+use tiering::{Explanation, Lost, OpenError, Request, RequestError, RequestKind, UNIT_BYTES, VolumeId};
+
+fn fresh() -> World {
+    let mut disks = world::used_disks(1);
+    world::format(&mut disks);
+    World::new(disks, 1, 1, None).expect("a new pool opens")
+}
+
+/// One request, driven to its end; `None` if it waits for something that does not come.
+fn request(
+    world: &mut World,
+    kind: RequestKind,
+    id: VolumeId,
+    unit: u64,
+    sectors: u64,
+) -> Option<Result<(), RequestError>> {
+    let len = (sectors * 512) as u32;
+    if kind == RequestKind::Write {
+        world.buffers[1] =
+            (0..sectors).flat_map(|at| world::sector_of(100 * (unit + 1) + at % 100)).collect();
+    }
+    assert!(world.submit(Request { tag: 1, volume: id, kind, offset: unit * UNIT_BYTES, len }));
+    let mut result = None;
+    world.settle(|_, done| result = Some(done.result));
+    result
+}
+
+fn first_sector(world: &mut World, id: VolumeId, unit: u64) -> Result<u64, String> {
+    Ok(world.read_volume(id, (unit + 1) * UNIT_SECTORS)?[(unit * UNIT_SECTORS) as usize])
+}
+
+/// A volume of four written units; with `drained` nothing is only hot. The pool is closed.
+fn closed_pool(drained: bool) -> (World, VolumeId) {
+    let mut world = fresh();
+    let id = world.store.create_volume(4 * UNIT_BYTES).unwrap();
+    for unit in 0..4 {
+        assert_eq!(request(&mut world, RequestKind::Write, id, unit, UNIT_SECTORS), Some(Ok(())));
+    }
+    if drained {
+        world.store.drain(true);
+        world.settle(|_, _| {});
+        assert_eq!(world.store.dirty_slots(), 0);
+    }
+    world.store.close();
+    world.settle(|_, _| {});
+    assert!(world.store.closed());
+    assert_eq!(request(&mut world, RequestKind::Write, id, 0, 8), Some(Err(RequestError::ReadOnly)));
+    (world, id)
+}
+
+#[test]
+fn a_drained_and_closed_pool_needs_no_hot_tier() {
+    let (world, id) = closed_pool(true);
+    let mut disks = world.disks.clone();
+    disks.0[0].faults().gone = true;
+    let mut cold = World::new(disks, 2, 1, None).expect("cold alone is whole");
+    for unit in 0..4 {
+        assert_eq!(first_sector(&mut cold, id, unit), Ok(100 * (unit + 1)));
+    }
+    assert!(cold.store.lost().is_empty());
+    assert_eq!(request(&mut cold, RequestKind::Write, id, 0, 8), Some(Err(RequestError::ReadOnly)));
+}
+
+#[test]
+fn a_lost_hot_tier_with_dirty_data_needs_degraded_and_names_what_is_gone() {
+    let (world, id) = closed_pool(false);
+    let dirty = world.store.dirty_slots();
+    assert!(dirty > 0);
+    let mut disks = world.disks.clone();
+    disks.0[0].faults().gone = true;
+    let refused = world::open(&mut disks.clone(), 2).map(|_| ()).unwrap_err();
+    assert_eq!(refused, OpenError::HotMissing { units: dirty as usize });
+    let mut cold = World::with(disks, 2, 1, None, true).expect("degraded opens");
+    let lost: Vec<Lost> = cold.store.lost();
+    assert_eq!(lost.len(), dirty as usize);
+    for unit in 0..4 {
+        let gone = lost.iter().any(|lost| lost.volume == id && lost.offset == unit * UNIT_BYTES);
+        let read = request(&mut cold, RequestKind::Read, id, unit, 0);
+        assert_eq!(read, Some(Err(RequestError::Range)), "nothing to read is an error of its own");
+        cold.buffers[1] = vec![0; 512];
+        let read = request(&mut cold, RequestKind::Read, id, unit, 1);
+        assert_eq!(read, Some(if gone { Err(RequestError::Io) } else { Ok(()) }), "unit {unit}");
+        if !gone {
+            assert_eq!(world::number_of(&cold.buffers[1]), 100 * (unit + 1));
+        }
+    }
+}
+
+#[test]
+fn an_old_copy_of_a_device_is_refused() {
+    let world = fresh();
+    let old = world.disks.0[0].visible().clone();
+    let mut disks = world.disks.clone();
+    for boot in 2..4 {
+        world::open(&mut disks, boot).expect("it opens again and again");
+    }
+    disks.0[0] = SimDisk::from_image(old, 1);
+    let refused = world::open(&mut disks, 9).map(|_| ()).unwrap_err();
+    assert!(matches!(refused, OpenError::Outdated { device: 0, its_epoch: 1, epoch: 3 }), "{refused}");
+}
+
+#[test]
+fn strangers_and_swapped_devices_are_refused() {
+    let world = fresh();
+    let mut swapped = world.disks.clone();
+    swapped.0.swap(0, 1);
+    assert!(matches!(world::open(&mut swapped, 2), Err(OpenError::Foreign { device: 0, place: 1, .. })));
+    let mut blank = world.disks.clone();
+    blank.0[1].write(0, &[0; 8192]).unwrap();
+    assert!(matches!(world::open(&mut blank, 2), Err(OpenError::NotAMember(1))));
+}
+
+#[test]
+fn a_damaged_checkpoint_is_read_from_the_other_tier() {
+    let (world, id) = closed_pool(false);
+    let mut disks = world.disks.clone();
+    // Both areas of the hot disk lie between its journal and its slots.
+    disks.0[0].write(8192 + 64 * 4096, &vec![0x55; 300 << 10]).unwrap();
+    let mut again = World::new(disks, 2, 1, None).expect("the cold tier has the same checkpoint");
+    for unit in 0..4 {
+        assert_eq!(first_sector(&mut again, id, unit), Ok(100 * (unit + 1)));
+    }
+}
+
+#[test]
+fn an_unreadable_clean_hot_page_is_read_from_cold() {
+    let (world, id) = closed_pool(true);
+    let mut again = World::new(world.disks.clone(), 1, 1, None).unwrap();
+    let hot =
+        (0..4).find(|unit| matches!(again.store.explain(id, unit * UNIT_BYTES), Ok(Explanation::Hot { .. })));
+    let unit = hot.expect("draining demotes nothing by itself");
+    for offset in (0..again.disks.0[0].size()).step_by(512) {
+        again.disks.0[0].add_latent_error(offset);
+    }
+    again.buffers[1] = vec![0; 512];
+    assert_eq!(request(&mut again, RequestKind::Read, id, unit, 1), Some(Ok(())));
+    assert_eq!(world::number_of(&again.buffers[1]), 100 * (unit + 1));
+}
+
+#[test]
+fn a_full_pool_holds_new_data_lets_overwrites_pass_and_goes_on_after_a_discard() {
+    let mut world = fresh();
+    let (_, slots) = world.store.cold_slots();
+    let id = world.store.create_volume((slots + 1) * UNIT_BYTES).unwrap();
+    for unit in 0..slots {
+        assert_eq!(request(&mut world, RequestKind::Write, id, unit, 8), Some(Ok(())), "unit {unit}");
+    }
+    assert_eq!(request(&mut world, RequestKind::Write, id, slots, 8), None, "no space: it waits");
+    let tag = |tag, kind, unit: u64| Request {
+        tag,
+        volume: id,
+        kind,
+        offset: unit * UNIT_BYTES,
+        len: UNIT_BYTES as u32,
+    };
+    world.buffers[2] = vec![7; UNIT_BYTES as usize];
+    assert!(world.submit(tag(2, RequestKind::Write, 0)));
+    let mut ended = Vec::new();
+    world.settle(|_, done| ended.push((done.tag, done.result)));
+    assert_eq!(ended, [(2, Ok(()))], "an overwrite needs no space");
+    assert!(world.store.stats().full_waits > 0);
+    assert!(world.submit(tag(3, RequestKind::Discard, 1)));
+    ended.clear();
+    world.settle(|_, done| ended.push((done.tag, done.result)));
+    ended.sort_by_key(|(tag, _)| *tag);
+    assert_eq!(ended, [(1, Ok(())), (3, Ok(()))], "the discard's space serves the waiting write");
+}

@@ -1,0 +1,309 @@
+//! A store and its two disks, driven step by step in an order that a seed chooses.
+
+use simkit::{CutMode, DiskFault, Image, Operation, Rng, SimDisk, Ticket};
+use tiering::{
+    Action, ActionKind, BlockingIo, Buffer, DeviceId, DeviceSpec, Done, FormatSpec, IoError, OpenError,
+    OpenOptions, Request, RequestKind, Rule, Store, Tier, Tuning, UNIT_BYTES, VolumeId,
+};
+use uuid::Uuid;
+
+/// What the tester does to a pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Op {
+    Write,
+    Overwrite,
+    Flush,
+    Discard,
+    Snapshot,
+    Clone,
+    Promote,
+    Demote,
+    WriteBack,
+    Delete,
+    Zero,
+    Read,
+    Checkpoint,
+    Create,
+}
+
+impl Op {
+    /// Those of which all short sequences are tried.
+    pub const SHORT: [Op; 10] = [
+        Op::Write,
+        Op::Overwrite,
+        Op::Flush,
+        Op::Discard,
+        Op::Snapshot,
+        Op::Clone,
+        Op::Promote,
+        Op::Demote,
+        Op::WriteBack,
+        Op::Delete,
+    ];
+}
+
+/// Hot slots and cold slots are few, so that they are used again and again.
+const HOT_BYTES: u64 = 15 * UNIT_BYTES;
+const COLD_BYTES: u64 = 22 * UNIT_BYTES;
+pub const TAGS: u32 = 16;
+const SCRATCH: u32 = 6;
+
+/// Both disks.
+#[derive(Debug, Clone)]
+pub struct Disks(pub [SimDisk; 2]);
+
+impl BlockingIo for Disks {
+    fn present(&self, device: DeviceId) -> bool {
+        self.0.get(usize::from(device.0)).is_some_and(|disk| !disk.is_gone())
+    }
+    fn read(&mut self, device: DeviceId, offset: u64, into: &mut [u8]) -> Result<(), IoError> {
+        self.0[usize::from(device.0)].read(offset, into).map(|_| ()).map_err(|_| IoError)
+    }
+    fn write(&mut self, device: DeviceId, offset: u64, bytes: &[u8]) -> Result<(), IoError> {
+        self.0[usize::from(device.0)].write(offset, bytes).map(|_| ()).map_err(|_| IoError)
+    }
+    fn flush(&mut self, device: DeviceId) -> Result<(), IoError> {
+        self.0[usize::from(device.0)].flush().map_err(|_| IoError)
+    }
+}
+
+/// Disks full of somebody else's old data.
+pub fn used_disks(seed: u64) -> Disks {
+    Disks([HOT_BYTES, COLD_BYTES].map(|bytes| {
+        let mut image = Image::new(bytes);
+        image.write(0, &vec![0xee; bytes as usize]);
+        SimDisk::from_image(image, seed)
+    }))
+}
+
+pub fn format(disks: &mut Disks) {
+    let device = |uuid, tier, size_bytes| DeviceSpec { uuid: Uuid::from_u128(uuid), tier, size_bytes };
+    let devices = vec![device(11, Tier::Hot, HOT_BYTES), device(12, Tier::Cold, COLD_BYTES)];
+    let spec = FormatSpec { pool: Uuid::from_u128(10), devices, journal_bytes: 64 * 4096, leaves_max: 12 };
+    tiering::format(disks, &spec).expect("the disks are large enough");
+}
+
+pub fn open(disks: &mut Disks, boot: u128) -> Result<Store, OpenError> {
+    open_with(disks, boot, false)
+}
+
+pub fn open_with(disks: &mut Disks, boot: u128, degraded: bool) -> Result<Store, OpenError> {
+    let tuning = Tuning {
+        requests_max: TAGS,
+        scratch_buffers: SCRATCH,
+        group_bytes: 4 * UNIT_BYTES,
+        boot: Uuid::from_u128(boot << 64),
+        ..Tuning::default()
+    };
+    Store::open(disks, OpenOptions { tuning, degraded, ..OpenOptions::default() })
+}
+
+struct Flight {
+    action: Action,
+    ticket: Ticket,
+}
+
+/// A running pool.
+pub struct World {
+    pub store: Store,
+    pub disks: Disks,
+    pub buffers: Vec<Vec<u8>>,
+    scratch: Vec<Vec<u8>>,
+    flights: Vec<Flight>,
+    pub rng: Rng,
+    pub now_ns: u64,
+    pub boot: u128,
+}
+
+impl World {
+    pub fn new(disks: Disks, boot: u128, seed: u64, broken: Option<Rule>) -> Result<World, OpenError> {
+        Self::with(disks, boot, seed, broken, false)
+    }
+
+    pub fn with(
+        disks: Disks,
+        boot: u128,
+        seed: u64,
+        broken: Option<Rule>,
+        degraded: bool,
+    ) -> Result<World, OpenError> {
+        let mut disks = disks;
+        let mut store = open_with(&mut disks, boot, degraded)?;
+        if let Some(rule) = broken {
+            store.break_rule(rule);
+        }
+        Ok(World {
+            store,
+            disks,
+            buffers: vec![Vec::new(); TAGS as usize],
+            scratch: vec![vec![0xcc; UNIT_BYTES as usize]; SCRATCH as usize],
+            flights: Vec::new(),
+            rng: Rng::new(seed),
+            now_ns: 0,
+            boot,
+        })
+    }
+
+    /// The disks as they would be found after a crash now.
+    pub fn crashed(&self, power: bool, modes: [CutMode; 2]) -> [Image; 2] {
+        let [hot, cold] = &self.disks.0;
+        if power {
+            [hot.cut(modes[0]), cold.cut(modes[1])]
+        } else {
+            [hot.killed(modes[0]), cold.killed(modes[1])]
+        }
+    }
+
+    pub fn submit(&mut self, request: Request) -> bool {
+        self.store.submit(request).is_ok()
+    }
+
+    /// Sends out what the store wants done. True if there was anything.
+    pub fn issue(&mut self) -> bool {
+        let mut any = false;
+        while let Some(action) = self.store.next_action() {
+            any = true;
+            self.issue_one(action);
+        }
+        any
+    }
+
+    fn issue_one(&mut self, action: Action) {
+        let len = action.len as usize;
+        let operation = match action.kind {
+            ActionKind::ZeroFill => {
+                self.target(action.buffer, len).fill(0);
+                return self.store.complete(action.id, Ok(action.len));
+            }
+            ActionKind::CopyOut { scratch, scratch_offset } => {
+                let from = scratch_offset as usize;
+                let bytes = self.scratch[scratch as usize][from..from + len].to_vec();
+                self.target(action.buffer, len).copy_from_slice(&bytes);
+                return self.store.complete(action.id, Ok(action.len));
+            }
+            ActionKind::Read => Operation::Read { offset: action.offset, len: action.len },
+            ActionKind::Write => {
+                Operation::Write { offset: action.offset, bytes: self.source(action.buffer, len) }
+            }
+            // The worst a discard can do to what was there.
+            ActionKind::Discard => Operation::Write { offset: action.offset, bytes: vec![0xdd; len] },
+            ActionKind::Flush => Operation::Flush,
+        };
+        let disk = &mut self.disks.0[usize::from(action.device.0)];
+        let (ticket, _) = disk.submit(operation).expect("the store stays inside its devices");
+        self.flights.push(Flight { action, ticket });
+    }
+
+    pub fn in_flight(&self) -> usize {
+        self.flights.len()
+    }
+
+    /// Completes one of the actions in flight.
+    pub fn complete_one(&mut self) {
+        let at = self.rng.below(self.flights.len() as u64) as usize;
+        let Flight { action, ticket } = self.flights.swap_remove(at);
+        let mut bytes = vec![0; if action.kind == ActionKind::Read { action.len as usize } else { 0 }];
+        let result = self.disks.0[usize::from(action.device.0)].complete(ticket, &mut bytes);
+        if let (ActionKind::Read, Ok(moved)) = (action.kind, result) {
+            self.target(action.buffer, moved as usize).copy_from_slice(&bytes[..moved as usize]);
+        }
+        self.store.complete(action.id, result.map_err(|_: DiskFault| IoError));
+    }
+
+    /// Runs until nothing is left to do, letting time pass where the store waits for it.
+    pub fn settle(&mut self, mut each: impl FnMut(&mut World, Done)) {
+        let mut idle_ticks = 0;
+        while idle_ticks < 4 {
+            let busy = self.issue() || self.in_flight() > 0;
+            if self.in_flight() > 0 {
+                self.complete_one();
+            }
+            while let Some(done) = self.store.next_done() {
+                each(self, done);
+            }
+            if busy {
+                idle_ticks = 0;
+            } else {
+                idle_ticks += 1;
+                self.tick();
+            }
+        }
+    }
+
+    pub fn tick(&mut self) {
+        self.now_ns += 300_000_000;
+        self.store.tick(self.now_ns);
+    }
+
+    /// Reads a whole volume, in one request a unit; the numbers found in its sectors.
+    pub fn read_volume(&mut self, id: VolumeId, sectors: u64) -> Result<Vec<u64>, String> {
+        let mut numbers = Vec::new();
+        for unit in 0..sectors * 512 / UNIT_BYTES {
+            let len = UNIT_BYTES as u32;
+            self.buffers[0] = vec![0xab; len as usize];
+            self.store
+                .submit(Request {
+                    tag: 0,
+                    volume: id,
+                    kind: RequestKind::Read,
+                    offset: unit * UNIT_BYTES,
+                    len,
+                })
+                .map_err(|busy| busy.to_string())?;
+            let mut result = None;
+            while result.is_none() {
+                self.issue();
+                if let Some(done) = self.store.next_done() {
+                    result = Some(done.result);
+                } else if self.in_flight() > 0 {
+                    self.complete_one();
+                } else {
+                    return Err(format!("a read of volume {} stalls", id.0));
+                }
+            }
+            result.expect("the loop ended").map_err(|error| format!("unit {unit}: {error}"))?;
+            numbers.extend(self.buffers[0].chunks_exact(512).map(number_of));
+        }
+        Ok(numbers)
+    }
+
+    fn target(&mut self, buffer: Buffer, len: usize) -> &mut [u8] {
+        match buffer {
+            Buffer::Request { tag, offset } => {
+                &mut self.buffers[tag as usize][offset as usize..offset as usize + len]
+            }
+            Buffer::Scratch { index, offset } => {
+                &mut self.scratch[index as usize][offset as usize..offset as usize + len]
+            }
+            other => panic!("nothing can be read into {other:?}"),
+        }
+    }
+
+    fn source(&self, buffer: Buffer, len: usize) -> Vec<u8> {
+        match buffer {
+            Buffer::Request { tag, offset } => {
+                self.buffers[tag as usize][offset as usize..offset as usize + len].to_vec()
+            }
+            Buffer::Scratch { index, offset } => {
+                self.scratch[index as usize][offset as usize..offset as usize + len].to_vec()
+            }
+            Buffer::Meta { index, offset } => {
+                self.store.meta(index)[offset as usize..offset as usize + len].to_vec()
+            }
+            Buffer::Zeroes => vec![0; len],
+            Buffer::None => panic!("a write has a source"),
+        }
+    }
+}
+
+/// A sector that says which write it is from.
+pub fn sector_of(number: u64) -> impl Iterator<Item = u8> {
+    (0..64).flat_map(move |_| number.to_le_bytes())
+}
+
+/// Which write a sector is from; torn sectors, which do not exist, would be strangers.
+pub fn number_of(sector: &[u8]) -> u64 {
+    let first = u64::from_le_bytes(sector[..8].try_into().expect("eight bytes"));
+    let same = sector[8..] == sector[..sector.len() - 8];
+    if same { first } else { u64::MAX - 1 }
+}
