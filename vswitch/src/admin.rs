@@ -1,0 +1,168 @@
+//! The admin interface: ports, addresses and flows over HTTP, described by OpenAPI at `/openapi.json`.
+
+use std::sync::Arc;
+
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::routing::get;
+use axum::{Json, Router};
+use serde::Serialize;
+use serde_json::Value;
+use telemetry::Problem;
+use telemetry::http::JsonBody;
+use utoipa::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::flow_tables::Selection;
+use crate::openflow::flow_json;
+use crate::port_spec::{PortView, read_add};
+use crate::switch::Switch;
+
+#[derive(OpenApi)]
+#[openapi(info(title = "Sluice switch", description = "Ports, learned addresses and flows of the switch."))]
+struct Description;
+
+/// A learned address.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+pub struct FdbView {
+    /// VLAN; 0 is the network without a tag.
+    pub vlan: u16,
+    /// The address.
+    pub mac: String,
+    /// Name of the port it was last seen on.
+    pub port: Option<String>,
+    /// Number of that port.
+    pub ofport: u32,
+    /// Seconds since it was last seen.
+    pub age_s: u32,
+}
+
+/// The body of a request to add a port; [`read_add`] checks it.
+#[derive(utoipa::ToSchema)]
+#[schema(as = AddPort)]
+#[allow(dead_code, reason = "describes the body, which is read key by key")]
+struct AddPort {
+    /// Unique name.
+    name: String,
+    /// A guest connects to `<name>.sock` in the run directory.
+    vhost_user: Option<bool>,
+    /// The guest's VMM listens at this socket and we connect.
+    client: Option<String>,
+    /// A network interface of the host.
+    af_packet: Option<String>,
+    /// A tap interface; made when it does not exist.
+    tap: Option<String>,
+    /// OpenFlow port number, 1 to 65279; the lowest free one unless given.
+    ofport: Option<u32>,
+    /// Access port: untagged member of this VLAN.
+    vlan: Option<u16>,
+    /// Trunk: tagged member of these VLANs, such as `10,20-29`.
+    trunk: Option<String>,
+    /// Trunk: VLAN of untagged frames.
+    native: Option<u16>,
+    /// Largest IP packet, bytes.
+    mtu: Option<u16>,
+    /// Queue pairs, 1 to 8.
+    queue_pairs: Option<u16>,
+    /// Owner of the socket, name or id.
+    socket_owner: Option<String>,
+    /// Group of the socket, name or id.
+    socket_group: Option<String>,
+    /// Mode of the socket, octal.
+    socket_mode: Option<String>,
+}
+
+/// The routes of the switch daemon.
+pub fn router(switch: Arc<Switch>) -> Router {
+    let (router, description) = OpenApiRouter::with_openapi(Description::openapi())
+        .routes(routes!(list, add))
+        .routes(routes!(show, delete))
+        .routes(routes!(fdb))
+        .routes(routes!(flows))
+        .split_for_parts();
+    router.route("/openapi.json", get(async || Json(description))).with_state(switch)
+}
+
+/// Runs what blocks on files and workers beside the threads that serve requests.
+async fn blocking<R: Send + 'static>(
+    switch: Arc<Switch>,
+    work: impl FnOnce(&Switch) -> R + Send + 'static,
+) -> Result<R, Problem> {
+    tokio::task::spawn_blocking(move || work(&switch))
+        .await
+        .map_err(|error| Problem::internal("the request could not be carried out").detail(error.to_string()))
+}
+
+/// All ports.
+#[utoipa::path(get, path = "/v1/ports", responses((status = 200, body = [PortView])))]
+async fn list(State(switch): State<Arc<Switch>>) -> Result<Json<Vec<PortView>>, Problem> {
+    blocking(switch, Switch::list).await.map(Json)
+}
+
+/// Add a port.
+#[utoipa::path(post, path = "/v1/ports", request_body = AddPort, responses(
+    (status = 201, body = PortView),
+    (status = 400, description = "All that is wrong with the request", body = Problem),
+    (status = 409, description = "A name, number or interface is taken, or cannot be used", body = Problem),
+))]
+async fn add(
+    State(switch): State<Arc<Switch>>,
+    JsonBody(body): JsonBody,
+) -> Result<(StatusCode, Json<PortView>), Problem> {
+    let spec = read_add(body)?;
+    let view = blocking(switch, move |switch| switch.add(spec)).await??;
+    Ok((StatusCode::CREATED, Json(view)))
+}
+
+/// One port.
+#[utoipa::path(get, path = "/v1/ports/{name}", params(("name" = String, Path)), responses(
+    (status = 200, body = PortView),
+    (status = 404, body = Problem),
+))]
+async fn show(
+    State(switch): State<Arc<Switch>>,
+    Path(name): Path<String>,
+) -> Result<Json<PortView>, Problem> {
+    blocking(switch, move |switch| switch.show(&name)).await?.map(Json)
+}
+
+/// Delete a port.
+#[utoipa::path(delete, path = "/v1/ports/{name}", params(("name" = String, Path)), responses(
+    (status = 204),
+    (status = 404, body = Problem),
+))]
+async fn delete(State(switch): State<Arc<Switch>>, Path(name): Path<String>) -> Result<StatusCode, Problem> {
+    blocking(switch, move |switch| switch.delete(&name)).await??;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// The learned addresses, by VLAN and address.
+#[utoipa::path(get, path = "/v1/fdb", responses((status = 200, body = [FdbView])))]
+async fn fdb(State(switch): State<Arc<Switch>>) -> Json<Vec<FdbView>> {
+    let now_s = (switch.bridge().clock().now_ms() / 1000) as u32;
+    let mut entries = switch.bridge().fdb().entries();
+    entries.sort_unstable_by_key(|entry| (entry.vid, entry.mac));
+    let view = entries.into_iter().map(|entry| FdbView {
+        vlan: entry.vid,
+        mac: entry.mac.to_string(),
+        port: switch.name_of(entry.port),
+        ofport: entry.port.0,
+        age_s: now_s.saturating_sub(entry.seen_s),
+    });
+    Json(view.collect())
+}
+
+/// The flow entries of all tables with their counters.
+#[utoipa::path(get, path = "/v1/flows", responses((status = 200, description = "A list of flow entries")))]
+async fn flows(State(switch): State<Arc<Switch>>) -> Result<Json<Vec<Value>>, Problem> {
+    let bridge = switch.bridge();
+    bridge.drain_counters().await;
+    let flows = bridge
+        .flows(&Selection::all())
+        .map_err(|error| Problem::internal("the flows cannot be read").detail(error.to_string()))?;
+    let now_ms = bridge.clock().now_ms();
+    let mut flows: Vec<_> = flows.iter().collect();
+    flows.sort_by_key(|flow| (flow.table, std::cmp::Reverse(flow.priority), flow.id));
+    Ok(Json(flows.into_iter().map(|flow| flow_json(flow, now_ms)).collect()))
+}

@@ -1,0 +1,429 @@
+//! The control side of the switch: ports, flow tables, publication.
+//!
+//! The daemon adds and changes ports here, the OpenFlow agent changes flows; both lead to one sequence of
+//! snapshots. Nothing here is ever waited for by a worker.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use packet::FlowKey;
+use tokio::sync::broadcast;
+
+use crate::fdb::Fdb;
+use crate::flow::{Action, Flow, Instructions};
+use crate::flow_tables::{FLOW_LIMIT_DEFAULT, FlowModError, FlowTables, NewFlow, Removed, Selection};
+use crate::model::{
+    Clock, Fence, PacketOut, Passed, PortConfig, PortCounters, PortNo, Snapshot, SwitchControl,
+};
+use crate::pipeline::{self, Decision};
+use crate::ports::Ports;
+use crate::tables::TableCounters;
+
+/// Events that a slow listener may be behind before it misses some.
+const EVENTS_MAX: usize = 65_536;
+
+/// What the switch does with packets that match no flow while it has no flows and no controller.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum FailMode {
+    /// Switch them by MAC learning, until a controller connects or somebody adds a flow.
+    #[default]
+    Standalone,
+    /// Drop them.
+    Secure,
+}
+
+/// How a [`Bridge`] is set up.
+#[derive(Clone, Debug)]
+pub struct BridgeConfig {
+    /// `datapath_id` in OpenFlow.
+    pub datapath_id: u64,
+    /// See [`FailMode`].
+    pub fail_mode: FailMode,
+    /// Flows in all tables together.
+    pub flow_limit: usize,
+}
+
+impl Default for BridgeConfig {
+    fn default() -> BridgeConfig {
+        BridgeConfig { datapath_id: 1, fail_mode: FailMode::Standalone, flow_limit: FLOW_LIMIT_DEFAULT }
+    }
+}
+
+/// What happened to a port.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PortChange {
+    /// It is new.
+    Added,
+    /// Its configuration or link changed.
+    Modified,
+    /// It is gone.
+    Removed,
+}
+
+/// What the agent tells controllers about.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// A port, as it is now or was.
+    Port(PortChange, Arc<PortConfig>),
+    /// A flow that was added with SEND_FLOW_REM went; its counters are final.
+    FlowRemoved(Arc<Removed>),
+}
+
+/// Why a port was refused.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum PortError {
+    /// The number is reserved by OpenFlow or zero.
+    #[error("port number {0} is out of range; use 1 to {last}", last = PortNo::LAST.0)]
+    BadNumber(u32),
+    /// The number is taken.
+    #[error("port number {number} is taken by {name:?}; choose another")]
+    NumberTaken {
+        /// The number.
+        number: PortNo,
+        /// Who has it.
+        name: String,
+    },
+    /// No port has this number.
+    #[error("there is no port {0}")]
+    NoSuchPort(PortNo),
+}
+
+struct State {
+    flows: FlowTables,
+    ports: BTreeMap<PortNo, Arc<PortConfig>>,
+    /// When each port was added, milliseconds of the switch's clock.
+    port_added_ms: BTreeMap<PortNo, u64>,
+    published_ports: Arc<Ports>,
+    epoch: u64,
+    unpublished: bool,
+    controllers: usize,
+    /// The second of the last look for old addresses.
+    aged_s: u32,
+    /// Snapshots that workers may still hold: kept so that the last one to let go of a big one is not a worker.
+    retired: Vec<Arc<Snapshot>>,
+    decision: Decision,
+}
+
+/// The control side. See the module's documentation.
+pub struct Bridge {
+    config: BridgeConfig,
+    clock: Clock,
+    fdb: Arc<Fdb>,
+    data_path: Arc<dyn SwitchControl>,
+    state: Mutex<State>,
+    events: broadcast::Sender<Event>,
+}
+
+impl Bridge {
+    /// The bridge over a data path whose workers start with [`Snapshot::initial`]. Publishes a first snapshot.
+    pub fn new(
+        config: BridgeConfig,
+        data_path: Arc<dyn SwitchControl>,
+        fdb: Arc<Fdb>,
+        clock: Clock,
+    ) -> Bridge {
+        let state = State {
+            flows: FlowTables::new(data_path.workers(), config.flow_limit),
+            ports: BTreeMap::new(),
+            port_added_ms: BTreeMap::new(),
+            published_ports: Arc::default(),
+            epoch: 0,
+            unpublished: true,
+            controllers: 0,
+            aged_s: 0,
+            retired: Vec::new(),
+            decision: Decision::default(),
+        };
+        let (events, _) = broadcast::channel(EVENTS_MAX);
+        let bridge = Bridge { config, clock, fdb, data_path, state: Mutex::new(state), events };
+        bridge.publish();
+        bridge
+    }
+
+    /// How it was set up.
+    pub fn config(&self) -> &BridgeConfig {
+        &self.config
+    }
+
+    /// The switch's clock.
+    pub fn clock(&self) -> Clock {
+        self.clock
+    }
+
+    /// The forwarding database.
+    pub fn fdb(&self) -> &Arc<Fdb> {
+        &self.fdb
+    }
+
+    /// Events from now on.
+    pub fn events(&self) -> broadcast::Receiver<Event> {
+        self.events.subscribe()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds a port.
+    ///
+    /// # Errors
+    /// Its number is out of range or taken.
+    pub fn add_port(&self, config: PortConfig) -> Result<(), PortError> {
+        let mut state = self.lock();
+        if !config.ofport.is_physical() {
+            return Err(PortError::BadNumber(config.ofport.0));
+        }
+        if let Some(other) = state.ports.get(&config.ofport) {
+            return Err(PortError::NumberTaken { number: config.ofport, name: other.name.clone() });
+        }
+        state.port_added_ms.insert(config.ofport, self.clock.now_ms());
+        self.put_port(&mut state, PortChange::Added, Arc::new(config));
+        Ok(())
+    }
+
+    /// Gives the port with `config.ofport` this configuration: VLANs, link state, MTU.
+    ///
+    /// # Errors
+    /// There is no such port.
+    pub fn update_port(&self, config: PortConfig) -> Result<(), PortError> {
+        let mut state = self.lock();
+        let old = state.ports.get(&config.ofport).ok_or(PortError::NoSuchPort(config.ofport))?;
+        if **old == config {
+            return Ok(());
+        }
+        let forget = old.vlan != config.vlan || !config.link_up;
+        let port = config.ofport;
+        self.put_port(&mut state, PortChange::Modified, Arc::new(config));
+        if forget {
+            self.fdb.forget_port(port);
+        }
+        Ok(())
+    }
+
+    /// Changes only the link state of a port.
+    ///
+    /// # Errors
+    /// There is no such port.
+    pub fn set_link(&self, port: PortNo, up: bool) -> Result<(), PortError> {
+        let config = self.lock().ports.get(&port).cloned().ok_or(PortError::NoSuchPort(port))?;
+        self.update_port(PortConfig { link_up: up, ..(*config).clone() })
+    }
+
+    /// Removes a port and forgets the addresses behind it. Workers no longer send to it once a fence passed
+    /// ([`Bridge::barrier`]).
+    ///
+    /// # Errors
+    /// There is no such port.
+    pub fn remove_port(&self, port: PortNo) -> Result<(), PortError> {
+        let mut state = self.lock();
+        let config = state.ports.remove(&port).ok_or(PortError::NoSuchPort(port))?;
+        state.port_added_ms.remove(&port);
+        self.ports_changed(&mut state);
+        self.fdb.forget_port(port);
+        let _ = self.events.send(Event::Port(PortChange::Removed, config));
+        Ok(())
+    }
+
+    fn put_port(&self, state: &mut State, change: PortChange, config: Arc<PortConfig>) {
+        state.ports.insert(config.ofport, config.clone());
+        self.ports_changed(state);
+        // Nobody listens while no agent runs.
+        let _ = self.events.send(Event::Port(change, config));
+    }
+
+    fn ports_changed(&self, state: &mut State) {
+        state.published_ports = Arc::new(Ports::new(state.ports.values().cloned()));
+        state.unpublished = true;
+        self.publish_locked(state);
+    }
+
+    /// The ports, by number.
+    pub fn ports(&self) -> Vec<Arc<PortConfig>> {
+        self.lock().ports.values().cloned().collect()
+    }
+
+    /// Whether there is such a port.
+    pub fn has_port(&self, port: PortNo) -> bool {
+        self.lock().ports.contains_key(&port)
+    }
+
+    /// How long a port exists, milliseconds; `None` = no such port.
+    pub fn port_age_ms(&self, port: PortNo) -> Option<u64> {
+        let added_ms = *self.lock().port_added_ms.get(&port)?;
+        Some(self.clock.now_ms().saturating_sub(added_ms))
+    }
+
+    /// Counters of a port; `None` = no such port.
+    pub fn port_counters(&self, port: PortNo) -> Option<PortCounters> {
+        self.data_path.port_counters(port)
+    }
+
+    /// Counts controllers: while there is one, [`FailMode::Standalone`] rests.
+    pub fn controller_connected(&self, connected: bool) {
+        let mut state = self.lock();
+        state.controllers =
+            if connected { state.controllers + 1 } else { state.controllers.saturating_sub(1) };
+        self.update_miss(&mut state);
+        self.publish_locked(&mut state);
+    }
+
+    fn update_miss(&self, state: &mut State) {
+        let standalone = self.config.fail_mode == FailMode::Standalone;
+        let normal = standalone && state.controllers == 0 && state.flows.is_empty();
+        if state.flows.tables().normal_on_miss() != normal {
+            state.flows.set_normal_on_miss(normal);
+            state.unpublished = true;
+        }
+    }
+
+    fn change<R>(&self, change: impl FnOnce(&mut FlowTables) -> R) -> R {
+        let mut state = self.lock();
+        let result = change(&mut state.flows);
+        state.unpublished = true;
+        self.update_miss(&mut state);
+        result
+    }
+
+    /// Adds a flow. It becomes live with the next [`Bridge::publish`], like all changes of flows.
+    ///
+    /// # Errors
+    /// See [`FlowTables::add`].
+    pub fn add_flow(&self, flow: NewFlow) -> Result<(), FlowModError> {
+        let now_ms = self.clock.now_ms();
+        self.change(|flows| flows.add(flow, now_ms))
+    }
+
+    /// Modifies the selected flows.
+    ///
+    /// # Errors
+    /// See [`FlowTables::modify`].
+    pub fn modify_flows(
+        &self,
+        selection: &Selection,
+        instructions: &Arc<Instructions>,
+        reset_counts: bool,
+    ) -> Result<usize, FlowModError> {
+        self.change(|flows| flows.modify(selection, instructions, reset_counts))
+    }
+
+    /// Deletes the selected flows. Give the result to [`Bridge::report_removed`].
+    ///
+    /// # Errors
+    /// See [`FlowTables::delete`].
+    pub fn delete_flows(&self, selection: &Selection) -> Result<Vec<Removed>, FlowModError> {
+        let now_ms = self.clock.now_ms();
+        self.change(|flows| flows.delete(selection, now_ms))
+    }
+
+    /// The selected flows. Their counters are exact as of a preceding [`Bridge::drain_counters`].
+    ///
+    /// # Errors
+    /// The table does not exist.
+    pub fn flows(&self, selection: &Selection) -> Result<Vec<Arc<Flow>>, FlowModError> {
+        self.lock().flows.select(selection)
+    }
+
+    /// Number of flows and lookups of each table.
+    pub fn tables(&self) -> Vec<(usize, TableCounters)> {
+        let tables = self.lock().flows.tables().clone();
+        let table =
+            |(number, table): (usize, &Arc<crate::tables::Table>)| (table.len(), tables.stats().sum(number));
+        tables.tables.iter().enumerate().map(table).collect()
+    }
+
+    /// Publishes what changed since the last time, if anything did.
+    pub fn publish(&self) {
+        self.publish_locked(&mut self.lock());
+    }
+
+    fn publish_locked(&self, state: &mut State) {
+        self.update_miss(state);
+        if !state.unpublished {
+            return;
+        }
+        state.unpublished = false;
+        state.epoch += 1;
+        let (tables, ports) = (state.flows.tables().clone(), state.published_ports.clone());
+        let snapshot = Arc::new(Snapshot { epoch: state.epoch, tables, ports });
+        state.retired.retain(|snapshot| Arc::strong_count(snapshot) > 1);
+        state.retired.push(snapshot.clone());
+        // Under the lock, so that workers get snapshots in order.
+        self.data_path.publish(snapshot);
+    }
+
+    /// The number of the latest snapshot.
+    pub fn epoch(&self) -> u64 {
+        self.lock().epoch
+    }
+
+    /// Ready when everything before is live: every worker decides by the latest snapshot and has sent the
+    /// packet-outs.
+    pub fn barrier(&self) -> Passed {
+        self.publish();
+        let (fence, passed) = Fence::new();
+        self.data_path.fence(fence);
+        passed
+    }
+
+    /// Ready when every packet that workers counted before is in its flows' counters.
+    pub fn drain_counters(&self) -> Passed {
+        self.publish();
+        let (fence, passed) = Fence::new();
+        self.data_path.drain_counters(fence);
+        passed
+    }
+
+    /// Tells the listeners of flows that went, once their counters are final.
+    pub async fn report_removed(&self, removed: Vec<Removed>) {
+        if !removed.iter().any(|removed| removed.flow.flags.send_removed) {
+            return;
+        }
+        self.barrier().await;
+        self.drain_counters().await;
+        for removed in removed.into_iter().filter(|removed| removed.flow.flags.send_removed) {
+            let _ = self.events.send(Event::FlowRemoved(Arc::new(removed)));
+        }
+    }
+
+    /// Removes flows whose time is over and forgets old addresses. To be called about every 100 ms.
+    pub async fn tick(&self) {
+        let now_ms = self.clock.now_ms();
+        let now_s = (now_ms / 1000) as u32;
+        let (due, idle) = {
+            let mut state = self.lock();
+            if state.aged_s != now_s {
+                state.aged_s = now_s;
+                self.fdb.age(now_s);
+            }
+            let due = state.flows.next_timeout_ms().is_some_and(|at_ms| at_ms <= now_ms);
+            (due, due && state.flows.idle_timeout_due(now_ms))
+        };
+        if idle {
+            self.drain_counters().await;
+        }
+        if due {
+            let removed = self.change(|flows| flows.expire(now_ms));
+            self.publish();
+            self.report_removed(removed).await;
+        }
+    }
+
+    /// Sends a packet of a controller. `false` = too many wait already.
+    pub fn packet_out(&self, frame: Box<[u8]>, in_port: PortNo, actions: &[Action]) -> bool {
+        let key: FlowKey = packet::parse(&frame, in_port.0);
+        let mut state = self.lock();
+        let State { flows, decision, .. } = &mut *state;
+        pipeline::decide_actions(flows.tables(), &key, actions, decision);
+        let now_ms = self.clock.now_ms();
+        let control = self.data_path.workers();
+        for flow in &decision.matched {
+            flow.cell(control).add(1, frame.len() as u64, now_ms);
+        }
+        flows.tables().stats().add(control, decision.looked_up, decision.hit, 1);
+        let verdict = decision.verdict();
+        // Under the lock, and after the flows it was decided by are published: a packet-out never overtakes the
+        // flow-mods before it.
+        self.publish_locked(&mut state);
+        self.data_path.packet_out(PacketOut { frame, in_port, verdict })
+    }
+}

@@ -1,0 +1,224 @@
+//! Flows: what a flow entry is, what it does, what it counts.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use packet::{Edit, FlowKey};
+
+use crate::model::PortNo;
+
+/// Actions in one list of one flow. Longer lists are refused: each packet pays for each of them.
+pub const ACTIONS_MAX: usize = 256;
+
+/// One action.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Action {
+    /// Change the packet.
+    Edit(Edit),
+    /// Send it to a port, which may be a reserved one.
+    Output {
+        /// The port.
+        port: PortNo,
+        /// For the controller: bytes to send; 0xffff = all.
+        max_len: u16,
+    },
+}
+
+/// The action set of a packet in the pipeline (OpenFlow 1.3.5, 5.10): at most one action of a kind, executed in
+/// the order of the kinds.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
+pub struct ActionSet(Vec<Action>);
+
+impl ActionSet {
+    /// Adds an action; one of the same kind that is there already is replaced.
+    pub fn write(&mut self, action: Action) {
+        let kind = kind(&action);
+        match self.0.binary_search_by_key(&kind, kind_of) {
+            Ok(at) => self.0[at] = action,
+            Err(at) => self.0.insert(at, action),
+        }
+    }
+
+    /// Empties the set.
+    pub fn clear(&mut self) {
+        self.0.clear();
+    }
+
+    /// The actions in the order of execution.
+    pub fn actions(&self) -> &[Action] {
+        &self.0
+    }
+}
+
+fn kind_of(action: &Action) -> (u8, u8) {
+    kind(action)
+}
+
+/// Place in the order of execution, and the field for set-field, of which there may be one per field.
+fn kind(action: &Action) -> (u8, u8) {
+    match action {
+        Action::Edit(edit) => edit_kind(edit),
+        Action::Output { .. } => (10, 0),
+    }
+}
+
+fn edit_kind(edit: &Edit) -> (u8, u8) {
+    let field = match edit {
+        Edit::PopVlan => return (1, 0),
+        Edit::PushVlan(_) => return (4, 0),
+        Edit::DecTtl => return (6, 0),
+        Edit::SetVlanVid(_) => 0,
+        Edit::SetVlanPcp(_) => 1,
+        Edit::SetEthDst(_) => 2,
+        Edit::SetEthSrc(_) => 3,
+        Edit::SetIpDscp(_) => 4,
+        Edit::SetIpEcn(_) => 5,
+        Edit::SetTtl(_) => 7,
+        Edit::SetIpv4Src(_) => 8,
+        Edit::SetIpv4Dst(_) => 9,
+        Edit::SetIpv6Src(_) => 10,
+        Edit::SetIpv6Dst(_) => 11,
+        Edit::SetIpv6Flabel(_) => 12,
+        Edit::SetTpSrc(..) => 13,
+        Edit::SetTpDst(..) => 14,
+        Edit::SetIcmpCode(..) => 15,
+        Edit::SetArpOp(_) => 16,
+        Edit::SetArpSpa(_) => 17,
+        Edit::SetArpTpa(_) => 18,
+        Edit::SetArpSha(_) => 19,
+        Edit::SetArpTha(_) => 20,
+        Edit::SetNdTarget(_) => 21,
+        Edit::SetNdSll(_) => 22,
+        Edit::SetNdTll(_) => 23,
+        // Last, because it changes what the others apply to.
+        Edit::SetIcmpType(..) => 24,
+        Edit::SetIpProto(_) => 25,
+    };
+    (7, field)
+}
+
+/// What a flow entry does with the packets that match it.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
+pub struct Instructions {
+    /// Apply-Actions: at once, in this order.
+    pub apply: Vec<Action>,
+    /// Clear-Actions: empty the action set (after `apply`).
+    pub clear: bool,
+    /// Write-Actions: into the action set.
+    pub write: Vec<Action>,
+    /// Write-Metadata: value and mask.
+    pub metadata: Option<(u64, u64)>,
+    /// Goto-Table.
+    pub goto: Option<u8>,
+    /// The instructions as the controller sent them, for it to see again.
+    pub wire: Vec<ofp::Instruction>,
+}
+
+impl Instructions {
+    /// All actions, of both lists.
+    pub fn actions(&self) -> impl Iterator<Item = &Action> {
+        self.apply.iter().chain(&self.write)
+    }
+
+    /// Whether some action sends packets to `port`.
+    pub fn outputs_to(&self, wanted: PortNo) -> bool {
+        self.actions().any(|action| matches!(action, Action::Output { port, .. } if *port == wanted))
+    }
+}
+
+/// What one worker counted for a flow. One writer.
+#[derive(Default, Debug)]
+pub struct Cell {
+    packets: AtomicU64,
+    bytes: AtomicU64,
+    used_ms: AtomicU64,
+}
+
+impl Cell {
+    /// Adds what its only writer counted.
+    pub fn add(&self, packets: u64, bytes: u64, used_ms: u64) {
+        self.packets.store(self.packets.load(Ordering::Relaxed) + packets, Ordering::Relaxed);
+        self.bytes.store(self.bytes.load(Ordering::Relaxed) + bytes, Ordering::Relaxed);
+        self.used_ms.store(used_ms.max(self.used_ms.load(Ordering::Relaxed)), Ordering::Relaxed);
+    }
+}
+
+/// Counters of a flow: one cell per worker, and one more for the control side.
+#[derive(Clone, Debug)]
+pub struct FlowStats(Arc<[Cell]>);
+
+/// The sum over the cells of a [`FlowStats`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct FlowCounters {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes.
+    pub bytes: u64,
+    /// When the last packet matched, milliseconds of the switch's clock; 0 = never.
+    pub used_ms: u64,
+}
+
+impl FlowStats {
+    /// Zero counters for `workers` workers.
+    pub fn new(workers: usize) -> FlowStats {
+        FlowStats((0..=workers).map(|_| Cell::default()).collect())
+    }
+
+    /// The cell of a worker; `workers` itself is the control side's.
+    pub fn cell(&self, worker: usize) -> &Cell {
+        &self.0[worker]
+    }
+
+    /// The sum.
+    pub fn sum(&self) -> FlowCounters {
+        self.0.iter().fold(FlowCounters::default(), |sum, cell| FlowCounters {
+            packets: sum.packets + cell.packets.load(Ordering::Relaxed),
+            bytes: sum.bytes + cell.bytes.load(Ordering::Relaxed),
+            used_ms: sum.used_ms.max(cell.used_ms.load(Ordering::Relaxed)),
+        })
+    }
+}
+
+/// `OFPFF_*` flags of a flow entry that outlive the flow-mod.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct FlowFlags {
+    /// Tell the controllers when the flow goes.
+    pub send_removed: bool,
+    /// Was added with CHECK_OVERLAP.
+    pub check_overlap: bool,
+    /// Was added with RESET_COUNTS.
+    pub reset_counts: bool,
+    /// The controller does not need packet counts.
+    pub no_packet_counts: bool,
+    /// The controller does not need byte counts.
+    pub no_byte_counts: bool,
+}
+
+/// A flow entry. Immutable: a modification puts another one in its place that shares the counters.
+#[derive(Clone, Debug)]
+pub struct Flow {
+    /// Tells this entry from one that was at its place before.
+    pub id: u64,
+    /// Table.
+    pub table: u8,
+    /// Priority.
+    pub priority: u16,
+    /// The fields to match, masked.
+    pub key: FlowKey,
+    /// Which bits of the key count; shared by all flows that look at the same bits.
+    pub mask: Arc<FlowKey>,
+    /// The controller's number for it.
+    pub cookie: u64,
+    /// Seconds without packets until it goes; 0 = never.
+    pub idle_timeout_s: u16,
+    /// Seconds until it goes; 0 = never.
+    pub hard_timeout_s: u16,
+    /// Flags.
+    pub flags: FlowFlags,
+    /// When it was added, milliseconds of the switch's clock.
+    pub created_ms: u64,
+    /// What it does.
+    pub instructions: Arc<Instructions>,
+    /// What it counted.
+    pub stats: FlowStats,
+}

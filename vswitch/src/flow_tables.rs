@@ -1,0 +1,463 @@
+//! The control side's flow tables: flow-mods, timeouts, queries. [`FlowTables::tables`] is what is published.
+//!
+//! Every change is checked whole before anything is changed, so a refused flow-mod leaves no trace.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use packet::{Edit, FlowKey, field};
+
+use crate::flow::{Action, Flow, FlowFlags, FlowStats, Instructions};
+use crate::model::PortNo;
+use crate::tables::{SubTable, TABLES, Table, Tables};
+
+/// Flows in all tables together, unless configured otherwise.
+pub const FLOW_LIMIT_DEFAULT: usize = 1_000_000;
+
+/// Why a flow-mod was refused.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum FlowModError {
+    /// The switch has no such table.
+    #[error("table {0} does not exist; tables are 0 to {last}", last = TABLES - 1)]
+    BadTable(u8),
+    /// All flows that fit are in use.
+    #[error("the tables hold {limit} flows, which is the limit; delete some or raise it")]
+    TableFull {
+        /// The limit.
+        limit: usize,
+    },
+    /// CHECK_OVERLAP, and a flow of the same priority overlaps.
+    #[error("the flow overlaps one of the same priority {priority}")]
+    Overlap {
+        /// The priority.
+        priority: u16,
+    },
+    /// Goto-Table to the same or an earlier table, or to one that does not exist.
+    #[error("goto_table {goto} from table {table}: only later tables up to {last} are allowed", last = TABLES - 1)]
+    BadGoto {
+        /// Where the flow is.
+        table: u8,
+        /// Where it wants to go.
+        goto: u8,
+    },
+}
+
+/// A flow to add.
+#[derive(Clone, Debug)]
+pub struct NewFlow {
+    /// Table.
+    pub table: u8,
+    /// Priority.
+    pub priority: u16,
+    /// The fields to match; bits outside of the mask are ignored.
+    pub key: FlowKey,
+    /// Which bits count.
+    pub mask: FlowKey,
+    /// The controller's number for it.
+    pub cookie: u64,
+    /// See [`Flow::idle_timeout_s`].
+    pub idle_timeout_s: u16,
+    /// See [`Flow::hard_timeout_s`].
+    pub hard_timeout_s: u16,
+    /// Flags.
+    pub flags: FlowFlags,
+    /// What it does.
+    pub instructions: Arc<Instructions>,
+}
+
+/// Which flows a request is about (OpenFlow 1.3.5, 6.4).
+#[derive(Clone, Debug)]
+pub struct Selection {
+    /// Table; `None` = all.
+    pub table: Option<u8>,
+    /// Strict: exactly this priority, key and mask. `None`: all flows at least as specific.
+    pub strict_priority: Option<u16>,
+    /// The fields.
+    pub key: FlowKey,
+    /// Which bits of them count.
+    pub mask: FlowKey,
+    /// The cookie under `cookie_mask`.
+    pub cookie: u64,
+    /// Which bits of the cookie count; 0 = any cookie.
+    pub cookie_mask: u64,
+    /// Only flows with an output to this port; `PortNo::ANY` = no such condition.
+    pub out_port: PortNo,
+    /// Only flows with an action to this group; [`ANY_GROUP`] = no such condition.
+    pub out_group: u32,
+}
+
+/// `OFPG_ANY`.
+pub const ANY_GROUP: u32 = 0xffff_ffff;
+
+impl Selection {
+    /// Every flow.
+    pub fn all() -> Selection {
+        Selection {
+            table: None,
+            strict_priority: None,
+            key: FlowKey::ZERO,
+            mask: FlowKey::ZERO,
+            cookie: 0,
+            cookie_mask: 0,
+            out_port: PortNo::ANY,
+            out_group: ANY_GROUP,
+        }
+    }
+
+    fn wants(&self, flow: &Flow) -> bool {
+        let fits = match self.strict_priority {
+            Some(priority) => flow.priority == priority && *flow.mask == self.mask && flow.key == self.key,
+            None => flow.mask.covers(&self.mask) && flow.key.matches(&self.key, &self.mask),
+        };
+        fits && (flow.cookie ^ self.cookie) & self.cookie_mask == 0
+            && (self.out_port == PortNo::ANY || flow.instructions.outputs_to(self.out_port))
+            // Without groups no flow uses one.
+            && self.out_group == ANY_GROUP
+    }
+}
+
+/// Why a flow went.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum RemovedReason {
+    /// No packet for its idle timeout.
+    IdleTimeout,
+    /// Its hard timeout passed.
+    HardTimeout,
+    /// Deleted by a flow-mod.
+    Delete,
+}
+
+/// A flow that went.
+#[derive(Clone, Debug)]
+pub struct Removed {
+    /// The flow. Its counters are final once every worker has used the next snapshot and drained its counters.
+    pub flow: Arc<Flow>,
+    /// Why.
+    pub reason: RemovedReason,
+    /// When, milliseconds of the switch's clock.
+    pub at_ms: u64,
+}
+
+/// What the control side knows about the flows of one mask and does not publish.
+#[derive(Default)]
+struct Priorities(BTreeMap<u16, usize>);
+
+impl Priorities {
+    fn add(&mut self, priority: u16) {
+        *self.0.entry(priority).or_default() += 1;
+    }
+
+    fn remove(&mut self, priority: u16) {
+        if let Some(count) = self.0.get_mut(&priority) {
+            *count -= 1;
+            if *count == 0 {
+                self.0.remove(&priority);
+            }
+        }
+    }
+
+    fn max(&self) -> u16 {
+        self.0.last_key_value().map_or(0, |(priority, _)| *priority)
+    }
+}
+
+/// The flow tables and what is needed to change them.
+pub struct FlowTables {
+    tables: Tables,
+    priorities: [HashMap<FlowKey, Priorities>; TABLES],
+    /// Flows with a timeout, by the time at which the next look at them is due.
+    timers: BTreeMap<(u64, u64), Arc<Flow>>,
+    /// Flows that pop a VLAN tag.
+    popping: usize,
+    len: usize,
+    limit: usize,
+    workers: usize,
+    next_id: u64,
+}
+
+impl FlowTables {
+    /// Empty tables for flows that `workers` workers count, at most `limit` of them.
+    pub fn new(workers: usize, limit: usize) -> FlowTables {
+        FlowTables {
+            tables: Tables::empty(workers, false),
+            priorities: std::array::from_fn(|_| HashMap::new()),
+            timers: BTreeMap::new(),
+            popping: 0,
+            len: 0,
+            limit,
+            workers,
+            next_id: 0,
+        }
+    }
+
+    /// The tables as they are now, to be published: cheap to clone.
+    pub fn tables(&self) -> &Tables {
+        &self.tables
+    }
+
+    /// Switches packets that match nothing in table 0 by NORMAL, or drops them.
+    pub fn set_normal_on_miss(&mut self, normal: bool) {
+        self.tables.normal_on_miss = normal;
+    }
+
+    /// Number of flows.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there is no flow.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// How many flows fit.
+    pub fn limit(&self) -> usize {
+        self.limit
+    }
+
+    /// Adds a flow; one with the same match and priority is replaced.
+    ///
+    /// # Errors
+    /// The first rule that the flow breaks; nothing is changed then.
+    pub fn add(&mut self, new: NewFlow, now_ms: u64) -> Result<(), FlowModError> {
+        let key = new.key.masked(&new.mask);
+        let table = self.tables.table(new.table).ok_or(FlowModError::BadTable(new.table))?;
+        check_goto(new.table, &new.instructions)?;
+        if new.flags.check_overlap && overlaps(table, &key, &new.mask, new.priority) {
+            return Err(FlowModError::Overlap { priority: new.priority });
+        }
+        let subtable = table.get(&new.mask);
+        let old = subtable.and_then(|subtable| subtable.get(&key, new.priority)).cloned();
+        if old.is_none() && self.len >= self.limit {
+            return Err(FlowModError::TableFull { limit: self.limit });
+        }
+        let stats = match &old {
+            Some(old) if !new.flags.reset_counts => old.stats.clone(),
+            _ => FlowStats::new(self.workers),
+        };
+        self.next_id += 1;
+        let flow = Arc::new(Flow {
+            id: self.next_id,
+            table: new.table,
+            priority: new.priority,
+            key,
+            mask: subtable.map_or_else(|| Arc::new(new.mask), |subtable| subtable.mask().clone()),
+            cookie: new.cookie,
+            idle_timeout_s: new.idle_timeout_s,
+            hard_timeout_s: new.hard_timeout_s,
+            flags: new.flags,
+            created_ms: now_ms,
+            instructions: new.instructions,
+            stats,
+        });
+        self.put(flow, old.as_deref());
+        Ok(())
+    }
+
+    /// Gives the selected flows other instructions. Counters stay, unless `reset_counts`. Returns how many.
+    ///
+    /// # Errors
+    /// As [`FlowTables::add`]; nothing is changed then.
+    pub fn modify(
+        &mut self,
+        selection: &Selection,
+        instructions: &Arc<Instructions>,
+        reset_counts: bool,
+    ) -> Result<usize, FlowModError> {
+        let table = selection.table.unwrap_or(u8::MAX);
+        self.tables.table(table).ok_or(FlowModError::BadTable(table))?;
+        check_goto(table, instructions)?;
+        let flows = self.select(selection)?;
+        for old in &flows {
+            let stats = if reset_counts { FlowStats::new(self.workers) } else { old.stats.clone() };
+            let flow = Flow { instructions: instructions.clone(), stats, ..(**old).clone() };
+            self.put(Arc::new(flow), Some(old));
+        }
+        Ok(flows.len())
+    }
+
+    /// Deletes the selected flows and returns them.
+    ///
+    /// # Errors
+    /// The table does not exist.
+    pub fn delete(&mut self, selection: &Selection, now_ms: u64) -> Result<Vec<Removed>, FlowModError> {
+        let flows = self.select(selection)?;
+        flows.iter().for_each(|flow| self.take(flow));
+        let removed = |flow| Removed { flow, reason: RemovedReason::Delete, at_ms: now_ms };
+        Ok(flows.into_iter().map(removed).collect())
+    }
+
+    /// The selected flows, in the order of the tables, otherwise in no order.
+    ///
+    /// # Errors
+    /// The table does not exist.
+    pub fn select(&self, selection: &Selection) -> Result<Vec<Arc<Flow>>, FlowModError> {
+        let tables = match selection.table {
+            Some(number) if usize::from(number) >= TABLES => return Err(FlowModError::BadTable(number)),
+            Some(number) => &self.tables.tables[usize::from(number)..=usize::from(number)],
+            None => &self.tables.tables[..],
+        };
+        let key = selection.key.masked(&selection.mask);
+        let selection = Selection { key, ..selection.clone() };
+        let mut flows = Vec::new();
+        for subtable in tables.iter().flat_map(|table| table.subtables()) {
+            select_in(subtable, &selection, &mut flows);
+        }
+        Ok(flows)
+    }
+
+    /// When the next look at the timeouts is due, milliseconds of the switch's clock.
+    pub fn next_timeout_ms(&self) -> Option<u64> {
+        self.timers.first_key_value().map(|((at_ms, _), _)| *at_ms)
+    }
+
+    /// Whether an idle timeout is among what is due: then the workers' counters should be drained before
+    /// [`FlowTables::expire`], or a flow in use could be taken for idle.
+    pub fn idle_timeout_due(&self, now_ms: u64) -> bool {
+        self.timers.range(..=(now_ms, u64::MAX)).any(|(_, flow)| flow.idle_timeout_s != 0)
+    }
+
+    /// Removes and returns the flows whose time is over.
+    pub fn expire(&mut self, now_ms: u64) -> Vec<Removed> {
+        let mut removed = Vec::new();
+        while let Some(entry) = self.timers.first_entry() {
+            if entry.key().0 > now_ms {
+                break;
+            }
+            let timed = entry.remove();
+            let subtable = self.tables.tables[usize::from(timed.table)].get(&timed.mask);
+            let current = subtable.and_then(|subtable| subtable.get(&timed.key, timed.priority));
+            // Replaced or deleted since; a modified flow keeps its id and its timer.
+            let Some(flow) = current.filter(|flow| flow.id == timed.id).cloned() else {
+                continue;
+            };
+            match expiry(&flow) {
+                Some((at_ms, reason)) if at_ms <= now_ms => {
+                    self.take(&flow);
+                    removed.push(Removed { flow, reason, at_ms: now_ms });
+                }
+                Some((at_ms, _)) => {
+                    self.timers.insert((at_ms, flow.id), flow);
+                }
+                None => {}
+            }
+        }
+        removed
+    }
+
+    /// Puts a flow in its place, where `old` is now.
+    fn put(&mut self, flow: Arc<Flow>, old: Option<&Flow>) {
+        let table = usize::from(flow.table);
+        let priorities = self.priorities[table].entry(*flow.mask).or_default();
+        self.popping += usize::from(pops(&flow));
+        match old {
+            Some(old) => self.popping -= usize::from(pops(old)),
+            None => {
+                priorities.add(flow.priority);
+                self.len += 1;
+            }
+        }
+        if old.is_none_or(|old| old.id != flow.id)
+            && let Some((at_ms, _)) = expiry(&flow)
+        {
+            self.timers.insert((at_ms, flow.id), flow.clone());
+        }
+        let mask = flow.mask.clone();
+        let table = Arc::make_mut(&mut self.tables.tables[table]);
+        let masks = table.subtables().len();
+        table.with_mask(
+            &mask,
+            |subtable| match old {
+                Some(_) => drop(subtable.replace(flow)),
+                None => subtable.insert(flow),
+            },
+            || priorities.max(),
+        );
+        if table.subtables().len() != masks || self.popping <= 1 {
+            self.update_mask();
+        }
+    }
+
+    /// Takes a flow out.
+    fn take(&mut self, flow: &Arc<Flow>) {
+        let table = usize::from(flow.table);
+        self.len -= 1;
+        self.popping -= usize::from(pops(flow));
+        let priorities = self.priorities[table].entry(*flow.mask).or_default();
+        priorities.remove(flow.priority);
+        let table_ref = Arc::make_mut(&mut self.tables.tables[table]);
+        let masks = table_ref.subtables().len();
+        let removed = table_ref.with_mask(
+            &flow.mask,
+            |subtable| subtable.remove(&flow.key, flow.priority),
+            || priorities.max(),
+        );
+        assert!(removed.is_some(), "a selected flow is in its table");
+        if priorities.0.is_empty() {
+            self.priorities[table].remove(&*flow.mask);
+        }
+        if self.tables.tables[table].subtables().len() != masks || self.popping == 0 {
+            self.update_mask();
+        }
+    }
+
+    /// The union of all masks, and what edits make decisions depend on besides.
+    fn update_mask(&mut self) {
+        let masks = self.tables.tables.iter().flat_map(|table| table.subtables()).map(SubTable::mask);
+        let mut mask = masks.fold(FlowKey::ZERO, |union, mask| union.union(mask));
+        mask.set(field::METADATA, 0);
+        if mask.get(field::VLAN_TCI) != 0 {
+            // set_vlan changes the tag of later tables only if there is one.
+            mask.set(field::VLAN_TCI, mask.get(field::VLAN_TCI) | 0x1000);
+            if self.popping > 0 {
+                for tag in [field::VLAN_TCI, field::VLAN_TCI_2, field::VLAN_TCI_3] {
+                    mask.set(tag, u64::MAX);
+                }
+            }
+        }
+        self.tables.mask = mask;
+    }
+}
+
+fn check_goto(table: u8, instructions: &Instructions) -> Result<(), FlowModError> {
+    match instructions.goto {
+        Some(goto) if goto <= table || usize::from(goto) >= TABLES => {
+            Err(FlowModError::BadGoto { table, goto })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn pops(flow: &Flow) -> bool {
+    flow.instructions.actions().any(|action| matches!(action, Action::Edit(Edit::PopVlan)))
+}
+
+/// Whether some flow of this priority can match a packet that the given match matches too. That includes a flow
+/// with the very same match: the check comes before the replacement (OpenFlow 1.3.5, 6.4).
+fn overlaps(table: &Table, key: &FlowKey, mask: &FlowKey, priority: u16) -> bool {
+    table.iter().any(|flow| {
+        let common = mask.masked(&flow.mask);
+        flow.priority == priority && flow.key.matches(key, &common)
+    })
+}
+
+fn select_in(subtable: &SubTable, selection: &Selection, flows: &mut Vec<Arc<Flow>>) {
+    if let Some(priority) = selection.strict_priority {
+        if **subtable.mask() == selection.mask {
+            let flow = subtable.get(&selection.key, priority);
+            flows.extend(flow.filter(|flow| selection.wants(flow)).cloned());
+        }
+    } else if subtable.mask().covers(&selection.mask) {
+        flows.extend(subtable.iter().filter(|flow| selection.wants(flow)).cloned());
+    }
+}
+
+/// When a flow's time is over as far as is known now, and why.
+fn expiry(flow: &Flow) -> Option<(u64, RemovedReason)> {
+    let hard = (flow.hard_timeout_s != 0)
+        .then(|| (flow.created_ms + u64::from(flow.hard_timeout_s) * 1000, RemovedReason::HardTimeout));
+    let used_ms = || flow.stats.sum().used_ms.max(flow.created_ms);
+    let idle = (flow.idle_timeout_s != 0)
+        .then(|| (used_ms() + u64::from(flow.idle_timeout_s) * 1000, RemovedReason::IdleTimeout));
+    hard.into_iter().chain(idle).min_by_key(|(at_ms, _)| *at_ms)
+}

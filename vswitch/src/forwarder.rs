@@ -1,0 +1,429 @@
+//! What one worker does with packets: classify a batch, then carry out each verdict.
+//!
+//! ```text
+//! header copy -> parse -> FlowKey --classify (batch of up to 32)--> VerdictId
+//!                                    | hit: one cache line            |
+//!                                    | miss: pipeline::decide         v
+//!                                                            forward: edits on the header copy,
+//!                                                            NORMAL/FLOOD resolved, Egress called per port
+//! ```
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use packet::{Depth, FlowKey, Header, MacAddr, Outcome, edit, parse_to};
+
+use crate::cache::{Entry, FlowCache, LINES_MAX, Place};
+use crate::fdb::Fdb;
+use crate::model::{DropReason, Op, PacketIn, PacketInReason, PacketOut, PortNo, Snapshot, Target, Verdict};
+use crate::pipeline::{self, Decision};
+use crate::ports::EgressTag;
+use crate::tables::TableStats;
+
+/// Packets that [`Forwarder::classify`] takes at once.
+pub const BATCH_MAX: usize = 32;
+
+/// A verdict of one [`Forwarder`]; valid until its next `classify` or `apply`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct VerdictId(u32);
+
+/// Where a forwarder puts what it decided: implemented by the worker for the packet at hand, whose payload
+/// (everything from [`Header::consumed`] on) it knows.
+pub trait Egress {
+    /// Send the packet: `header`, then the payload. Called once for each port.
+    fn send(&mut self, port: PortNo, header: &Header);
+    /// A copy of the packet goes to the controller: complete `packet_in.frame` (it holds nothing yet) with up to
+    /// `max_len` bytes of `header` and payload, set `total_len`, and send it.
+    fn packet_in(&mut self, packet_in: PacketIn, max_len: u16, header: &Header);
+    /// The packet, or one of its copies, goes nowhere.
+    fn dropped(&mut self, reason: DropReason);
+}
+
+/// One worker's view of the switch: its snapshot, its cache of decisions, the shared forwarding database.
+pub struct Forwarder {
+    worker: usize,
+    snapshot: Arc<Snapshot>,
+    fdb: Arc<Fdb>,
+    cache: FlowCache,
+    verdicts: Verdicts,
+    decision: Decision,
+    places: [Place; BATCH_MAX],
+    table_stats: Arc<TableStats>,
+    /// Packet-ins that each port may still cause, by port number; made when a port causes its first.
+    packet_ins: RefCell<HashMap<PortNo, Allowance>>,
+}
+
+/// Bytes of a packet that the controller sees without having asked by an output action (`miss_send_len`).
+const MISS_SEND_LEN: u16 = 128;
+/// Packet-ins a second that packets of one port can cause in one worker, and at once. Beyond that a guest could
+/// keep the controllers from hearing the others.
+const PACKET_INS_PER_SECOND: u64 = 50_000;
+const PACKET_INS_AT_ONCE: u64 = 10_000;
+
+/// A token bucket. A token has 1000 parts, so that each millisecond adds a whole number of them.
+struct Allowance {
+    parts: u64,
+    filled_ms: u64,
+}
+
+impl Allowance {
+    const TOKEN: u64 = 1000;
+
+    fn take(&mut self, now_ms: u64) -> bool {
+        let passed_ms = now_ms.saturating_sub(self.filled_ms);
+        let filled = self.parts.saturating_add(passed_ms.saturating_mul(PACKET_INS_PER_SECOND));
+        self.parts = filled.min(PACKET_INS_AT_ONCE * Allowance::TOKEN);
+        self.filled_ms = now_ms;
+        let allowed = self.parts >= Allowance::TOKEN;
+        if allowed {
+            self.parts -= Allowance::TOKEN;
+        }
+        allowed
+    }
+}
+
+/// The verdicts that entries of the cache refer to, each different one once.
+struct Verdicts {
+    list: Vec<Verdict>,
+    by_ops: HashMap<Box<[Op]>, u32>,
+}
+
+/// Verdicts kept until the cache starts anew.
+const VERDICTS_MAX: usize = 2 * LINES_MAX;
+
+impl Verdicts {
+    /// A verdict without steps for each reason to drop, at the number of the reason.
+    fn new() -> Verdicts {
+        let list = DropReason::ALL.into_iter().map(|drop| Verdict { ops: Box::default(), drop }).collect();
+        Verdicts { list, by_ops: HashMap::new() }
+    }
+
+    fn number(&mut self, decision: &Decision) -> u32 {
+        if decision.ops.is_empty() {
+            return decision.drop.unwrap_or(DropReason::NoActions) as u32;
+        }
+        if let Some(number) = self.by_ops.get(decision.ops.as_slice()) {
+            return *number;
+        }
+        let number = self.list.len() as u32;
+        self.list.push(decision.verdict());
+        self.by_ops.insert(decision.ops.as_slice().into(), number);
+        number
+    }
+}
+
+impl Forwarder {
+    /// The forwarder of worker number `worker`. `seed`: see [`Fdb::new`].
+    pub fn new(worker: usize, snapshot: Arc<Snapshot>, fdb: Arc<Fdb>, seed: u64) -> Forwarder {
+        let table_stats = snapshot.tables.stats().clone();
+        let mut forwarder = Forwarder {
+            worker,
+            snapshot: snapshot.clone(),
+            fdb,
+            cache: FlowCache::new(worker, seed, LINES_MAX),
+            verdicts: Verdicts::new(),
+            decision: Decision::default(),
+            places: [Place::NONE; BATCH_MAX],
+            table_stats,
+            packet_ins: RefCell::new(HashMap::new()),
+        };
+        forwarder.apply(snapshot);
+        forwarder
+    }
+
+    /// Number of the worker.
+    pub fn worker(&self) -> usize {
+        self.worker
+    }
+
+    /// The epoch in use.
+    pub fn epoch(&self) -> u64 {
+        self.snapshot.epoch
+    }
+
+    /// The snapshot in use.
+    pub fn snapshot(&self) -> &Arc<Snapshot> {
+        &self.snapshot
+    }
+
+    /// Packets whose decision was found in the cache, and those that had to be decided.
+    pub fn cache_counters(&self) -> (u64, u64) {
+        (self.cache.hits, self.cache.misses)
+    }
+
+    /// Uses `snapshot` from now on.
+    pub fn apply(&mut self, snapshot: Arc<Snapshot>) {
+        self.snapshot = snapshot;
+        self.table_stats = self.snapshot.tables.stats().clone();
+        let ports = &self.snapshot.ports;
+        self.packet_ins.get_mut().retain(|port, _| !port.is_physical() || ports.contains(*port));
+        self.cache.invalidate(self.snapshot.tables.mask(), &self.table_stats);
+    }
+
+    /// How deep the current tables need packets parsed.
+    #[inline]
+    pub fn depth(&self) -> Depth {
+        self.snapshot.tables.depth()
+    }
+
+    /// The key of a packet for [`Forwarder::classify`].
+    #[inline]
+    pub fn key(&self, header: &Header, in_port: PortNo) -> FlowKey {
+        parse_to(header.bytes(), in_port.0, self.depth())
+    }
+
+    /// Decides on a batch: `keys[i]` of a packet of `bytes[i]` bytes gets `verdicts[i]`, and is counted on the
+    /// flows that matched. The three slices have the same length, at most [`BATCH_MAX`]. `now_ms`: the switch's
+    /// clock in milliseconds.
+    pub fn classify(&mut self, keys: &[FlowKey], bytes: &[u32], verdicts: &mut [VerdictId], now_ms: u64) {
+        let count = keys.len();
+        assert!(bytes.len() == count && verdicts.len() == count && count <= BATCH_MAX);
+        self.cache.grow_if_needed(&self.table_stats);
+        if self.verdicts.list.len() > VERDICTS_MAX {
+            self.verdicts = Verdicts::new();
+            self.cache.invalidate(self.snapshot.tables.mask(), &self.table_stats);
+        }
+        let mut touched = 0;
+        for (place, key) in self.places.iter_mut().zip(keys) {
+            *place = self.cache.place(key);
+            touched ^= self.cache.touch(place);
+        }
+        std::hint::black_box(touched);
+        for i in 0..count {
+            let place = self.places[i];
+            verdicts[i] = match self.cache.hit(&place, bytes[i], now_ms, &self.table_stats) {
+                Some(verdict) => VerdictId(verdict),
+                None => self.miss(&keys[i], &place, bytes[i], now_ms),
+            };
+        }
+    }
+
+    #[cold]
+    fn miss(&mut self, key: &FlowKey, place: &Place, bytes: u32, now_ms: u64) -> VerdictId {
+        let decision = &mut self.decision;
+        pipeline::decide(&self.snapshot.tables, key, decision);
+        let verdict = self.verdicts.number(decision);
+        let (looked_up, hit) = (decision.looked_up, decision.hit);
+        let entry = Entry { verdict, flows: &decision.matched, looked_up, hit };
+        self.cache.insert(place, &entry, bytes, now_ms, &self.table_stats);
+        VerdictId(verdict)
+    }
+
+    /// The steps of a verdict.
+    #[inline]
+    pub fn verdict(&self, id: VerdictId) -> &Verdict {
+        &self.verdicts.list[id.0 as usize]
+    }
+
+    /// Carries out a verdict on a packet that came in on `in_port`. `header` is edited on the way.
+    #[inline]
+    pub fn forward(
+        &self,
+        id: VerdictId,
+        in_port: PortNo,
+        header: &mut Header,
+        now_ms: u64,
+        egress: &mut impl Egress,
+    ) {
+        self.run(self.verdict(id), in_port, header, now_ms, egress);
+    }
+
+    /// Carries out what a controller decided for a packet of its own.
+    pub fn packet_out(&self, packet: &PacketOut, header: &mut Header, now_ms: u64, egress: &mut impl Egress) {
+        self.run(&packet.verdict, packet.in_port, header, now_ms, egress);
+    }
+
+    /// Starts to move all that was counted so far into the flows' counters.
+    pub fn start_drain(&mut self) {
+        self.cache.start_drain();
+    }
+
+    /// Goes on with it, over at most `budget` flows; `true` = done.
+    pub fn drain(&mut self, budget: usize) -> bool {
+        self.cache.drain(budget, &self.table_stats)
+    }
+
+    fn run(
+        &self,
+        verdict: &Verdict,
+        in_port: PortNo,
+        header: &mut Header,
+        now_ms: u64,
+        egress: &mut impl Egress,
+    ) {
+        if verdict.ops.is_empty() {
+            return egress.dropped(verdict.drop);
+        }
+        for op in &verdict.ops {
+            match *op {
+                Op::Edit(edit) => match edit.apply(header) {
+                    Outcome::Done | Outcome::Absent => {}
+                    Outcome::NoRoom => return egress.dropped(DropReason::NoHeadroom),
+                    Outcome::Expired => {
+                        self.invalid_ttl(in_port, header, now_ms, egress);
+                        return egress.dropped(DropReason::TtlExpired);
+                    }
+                },
+                Op::Output(target) => self.output(target, in_port, header, now_ms, egress),
+            }
+        }
+    }
+
+    #[inline]
+    fn output(
+        &self,
+        target: Target,
+        in_port: PortNo,
+        header: &mut Header,
+        now_ms: u64,
+        egress: &mut impl Egress,
+    ) {
+        match target {
+            Target::Port(port) if port == in_port => egress.dropped(DropReason::IngressPort),
+            Target::Port(port) => self.send(port, header, egress),
+            Target::InPort => self.send(in_port, header, egress),
+            Target::Normal => self.normal(in_port, header, now_ms, egress),
+            Target::Flood => match self.vlan(in_port, header) {
+                Some(vid) => self.flood(vid, in_port, header, egress),
+                None => egress.dropped(DropReason::VlanNotAllowed),
+            },
+            Target::All => self.all(in_port, header, egress),
+            Target::Controller { max_len, reason, table, cookie } => {
+                let frame = Box::default();
+                let packet_in = PacketIn { in_port, reason, table, cookie, total_len: 0, frame };
+                self.controller(packet_in, max_len, header, now_ms, egress);
+            }
+        }
+    }
+
+    fn controller(
+        &self,
+        packet_in: PacketIn,
+        max_len: u16,
+        header: &Header,
+        now_ms: u64,
+        egress: &mut impl Egress,
+    ) {
+        if self.may_cause_packet_in(packet_in.in_port, now_ms) {
+            egress.packet_in(packet_in, max_len, header);
+        } else {
+            egress.dropped(DropReason::PacketInLimit);
+        }
+    }
+
+    /// Controllers that asked for it (7.3.10) see the packet whose TTL ran out.
+    #[cold]
+    fn invalid_ttl(&self, in_port: PortNo, header: &Header, now_ms: u64, egress: &mut impl Egress) {
+        let (reason, frame) = (PacketInReason::InvalidTtl, Box::default());
+        let packet_in = PacketIn { in_port, reason, table: 0, cookie: u64::MAX, total_len: 0, frame };
+        self.controller(packet_in, MISS_SEND_LEN, header, now_ms, egress);
+    }
+
+    fn may_cause_packet_in(&self, in_port: PortNo, now_ms: u64) -> bool {
+        let mut packet_ins = self.packet_ins.borrow_mut();
+        let full = || Allowance { parts: PACKET_INS_AT_ONCE * Allowance::TOKEN, filled_ms: now_ms };
+        packet_ins.entry(in_port).or_insert_with(full).take(now_ms)
+    }
+
+    #[inline]
+    fn send(&self, port: PortNo, header: &Header, egress: &mut impl Egress) {
+        let ports = &self.snapshot.ports;
+        if ports.is_up(port) {
+            egress.send(port, header);
+        } else if ports.contains(port) {
+            egress.dropped(DropReason::LinkDown);
+        } else {
+            egress.dropped(DropReason::NoSuchPort);
+        }
+    }
+
+    fn all(&self, in_port: PortNo, header: &Header, egress: &mut impl Egress) {
+        for port in self.snapshot.ports.iter().filter(|port| port.link_up && port.ofport != in_port) {
+            egress.send(port.ofport, header);
+        }
+    }
+
+    /// The VLAN of a packet by its ingress port and tag.
+    #[inline]
+    fn vlan(&self, in_port: PortNo, header: &Header) -> Option<u16> {
+        let tag = edit::outer_tci(header).map(|tci| tci & 0xfff);
+        if !in_port.is_physical() {
+            // From a controller: in the VLAN its tag says.
+            return Some(tag.unwrap_or(0));
+        }
+        self.snapshot.ports.ingress_vlan(in_port, tag)
+    }
+
+    #[inline]
+    fn normal(&self, in_port: PortNo, header: &mut Header, now_ms: u64, egress: &mut impl Egress) {
+        let Some(&[d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5]) = header.bytes().first_chunk::<12>()
+        else {
+            return egress.dropped(DropReason::TooShort);
+        };
+        let (dst, src) = (MacAddr([d0, d1, d2, d3, d4, d5]), MacAddr([s0, s1, s2, s3, s4, s5]));
+        let Some(vid) = self.vlan(in_port, header) else {
+            return egress.dropped(DropReason::VlanNotAllowed);
+        };
+        if in_port.is_physical() {
+            self.fdb.learn(vid, src, in_port, (now_ms / 1000) as u32);
+        }
+        if dst.is_multicast() {
+            if dst.to_u64() & !0xf == 0x0180_c200_0000 {
+                return egress.dropped(DropReason::LinkLocal);
+            }
+            return self.flood(vid, in_port, header, egress);
+        }
+        match self.fdb.lookup(vid, dst) {
+            Some(port) if port == in_port => egress.dropped(DropReason::IngressPort),
+            Some(port) => match self.snapshot.ports.egress_tag(port, vid) {
+                Some(tag) if self.snapshot.ports.is_up(port) => {
+                    self.send_tagged(port, vid, tag, header, egress)
+                }
+                // Learned before the port lost the VLAN or its peer: as if unknown.
+                _ => self.flood(vid, in_port, header, egress),
+            },
+            None => self.flood(vid, in_port, header, egress),
+        }
+    }
+
+    fn flood(&self, vid: u16, in_port: PortNo, header: &Header, egress: &mut impl Egress) {
+        let mut sent = false;
+        for port in self.snapshot.ports.iter().filter(|port| port.link_up && port.ofport != in_port) {
+            if let Some(tag) = self.snapshot.ports.egress_tag(port.ofport, vid) {
+                self.send_tagged(port.ofport, vid, tag, header, egress);
+                sent = true;
+            }
+        }
+        if !sent {
+            egress.dropped(DropReason::NoOtherPort);
+        }
+    }
+
+    /// Sends by `port` with the outer tag as the port wants it; `header` itself stays as it is.
+    #[inline]
+    fn send_tagged(&self, port: PortNo, vid: u16, tag: EgressTag, header: &Header, egress: &mut impl Egress) {
+        let outer = edit::outer_tci(header);
+        match (tag, outer) {
+            (EgressTag::Untagged, None) => egress.send(port, header),
+            (EgressTag::Tagged, Some(tci)) if tci & 0xfff == vid => egress.send(port, header),
+            _ => {
+                let mut copy = header.clone();
+                let done = match tag {
+                    EgressTag::Untagged => edit::pop_vlan(&mut copy),
+                    // A priority tag becomes the VLAN's tag and keeps its priority.
+                    EgressTag::Tagged if outer.is_some() => edit::set_vlan_vid(&mut copy, vid),
+                    EgressTag::Tagged => {
+                        edit::push_vlan(&mut copy, packet::ethertype::VLAN)
+                            && edit::set_vlan_vid(&mut copy, vid)
+                    }
+                };
+                if done {
+                    egress.send(port, &copy);
+                } else {
+                    egress.dropped(DropReason::NoHeadroom);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,31 @@
+//! Ports, pipeline, flow tables and OpenFlow agent of the software switch, and its daemon.
+//!
+//! ```text
+//! admin ---> Switch (ports, kept over restarts) ---> Bridge (ports, flows) ---> DataPath ---> workers
+//! agent (OpenFlow) ------------------------------------^
+//! frontends ---> sessions ---> NetBackend (rings) ------------------------------^
+//! ```
+#![forbid(unsafe_code)]
+
+pub mod admin;
+pub mod bridge;
+mod cache;
+pub mod config;
+pub mod daemon;
+pub mod data_path;
+pub mod fdb;
+pub mod flow;
+pub mod flow_tables;
+pub mod forwarder;
+mod hash;
+mod metrics;
+pub mod model;
+pub mod openflow;
+pub mod pipeline;
+pub mod port;
+pub mod port_spec;
+pub mod ports;
+pub mod switch;
+pub mod tables;
+mod trie;
+mod worker;

@@ -1,0 +1,254 @@
+//! Connections: dialling with back-off, listening, and the loop between socket and session.
+
+use std::fs;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen as listen_fd, socket,
+};
+use nix::sys::stat::{Mode, fchmod};
+use ofp::Framer;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+use super::Shared;
+use super::session::{Close, Session};
+use crate::config::OpenFlowAddress;
+
+/// First and longest wait between two attempts to reach a controller.
+const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
+/// How long an attempt may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Sessions of one listener at once.
+const ACCEPTED_MAX: usize = 64;
+/// Bytes read at once.
+const READ_BYTES: usize = 64 * 1024;
+/// Asynchronous messages written at once.
+const NOTICES_AT_ONCE: usize = 256;
+
+/// A listening socket.
+pub enum Listener {
+    /// TCP.
+    Tcp(TcpListener),
+    /// A Unix socket, and its file.
+    Unix(UnixListener, PathBuf),
+}
+
+impl Listener {
+    /// The file to remove in the end.
+    pub fn socket_file(&self) -> Option<PathBuf> {
+        match self {
+            Listener::Tcp(_) => None,
+            Listener::Unix(_, path) => Some(path.clone()),
+        }
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> OpenFlowAddress {
+        match self {
+            Listener::Tcp(listener) => match listener.local_addr() {
+                Ok(address) => OpenFlowAddress::Tcp(address),
+                Err(_) => OpenFlowAddress::Tcp(([0, 0, 0, 0], 0).into()),
+            },
+            Listener::Unix(_, path) => OpenFlowAddress::Unix(path.clone()),
+        }
+    }
+}
+
+/// Listens at `address`.
+pub fn listen(address: &OpenFlowAddress) -> io::Result<Listener> {
+    match address {
+        OpenFlowAddress::Tcp(address) => {
+            let listener = std::net::TcpListener::bind(address)?;
+            listener.set_nonblocking(true)?;
+            Ok(Listener::Tcp(TcpListener::from_std(listener)?))
+        }
+        OpenFlowAddress::Unix(path) => {
+            let listener = listen_unix(path)?;
+            Ok(Listener::Unix(UnixListener::from_std(listener)?, path.clone()))
+        }
+    }
+}
+
+/// A Unix socket that only its owner may connect to, from the first moment on.
+fn listen_unix(path: &Path) -> io::Result<std::os::unix::net::UnixListener> {
+    if let Ok(metadata) = fs::symlink_metadata(path) {
+        if !metadata.file_type().is_socket() {
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "the path is taken by something else"));
+        }
+        if std::os::unix::net::UnixStream::connect(path).is_ok() {
+            return Err(io::Error::new(io::ErrorKind::AddrInUse, "somebody listens there"));
+        }
+        // Left behind by a process that was killed.
+        fs::remove_file(path)?;
+    }
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    // The mode of the socket before `bind` is what the file gets: there is no moment in which it is wider.
+    fchmod(&fd, Mode::S_IRUSR | Mode::S_IWUSR)?;
+    bind(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
+    listen_fd(&fd, Backlog::new(ACCEPTED_MAX as i32)?)?;
+    Ok(fd.into())
+}
+
+/// Accepts sessions for ever.
+pub async fn accept(listener: Listener, shared: Arc<Shared>) {
+    let room = Arc::new(Semaphore::new(ACCEPTED_MAX));
+    let mut sessions = tokio::task::JoinSet::new();
+    loop {
+        let Ok(permit) = room.clone().acquire_owned().await else { return };
+        while sessions.try_join_next().is_some() {}
+        let accepted = match &listener {
+            Listener::Tcp(listener) => listener.accept().await.map(|(stream, peer)| {
+                let (shared, peer) = (shared.clone(), format!("tcp:{peer}"));
+                sessions.spawn(async move {
+                    run_tcp(stream, shared, peer, false).await;
+                    drop(permit);
+                });
+            }),
+            Listener::Unix(listener, path) => listener.accept().await.map(|(stream, _)| {
+                let (shared, peer) = (shared.clone(), format!("unix:{}", path.display()));
+                sessions.spawn(async move {
+                    run(stream, shared, peer, false).await;
+                    drop(permit);
+                });
+            }),
+        };
+        if let Err(error) = accepted {
+            // Out of descriptors, most likely: others will close theirs.
+            tracing::warn!(%error, "cannot accept an OpenFlow connection");
+            sleep(RETRY.1).await;
+        }
+    }
+}
+
+/// Dials a controller, again and again.
+pub async fn dial(address: OpenFlowAddress, shared: Arc<Shared>) {
+    let mut wait = RETRY.0;
+    let mut reported = false;
+    loop {
+        let greeted = match connect(&address, &shared).await {
+            Ok(greeted) => greeted,
+            Err(error) => {
+                if !reported {
+                    tracing::warn!(controller = %address, %error, "cannot reach the controller; trying on");
+                    reported = true;
+                }
+                false
+            }
+        };
+        if greeted {
+            (wait, reported) = (RETRY.0, false);
+        }
+        sleep(wait).await;
+        wait = (wait * 2).min(RETRY.1);
+    }
+}
+
+/// One attempt and the session that it leads to. `true` = there was one.
+async fn connect(address: &OpenFlowAddress, shared: &Arc<Shared>) -> io::Result<bool> {
+    let late = |_| io::Error::from(io::ErrorKind::TimedOut);
+    let peer = address.to_string();
+    Ok(match address {
+        OpenFlowAddress::Tcp(to) => {
+            let stream = timeout(CONNECT_TIMEOUT, TcpStream::connect(to)).await.map_err(late)??;
+            run_tcp(stream, shared.clone(), peer, true).await
+        }
+        OpenFlowAddress::Unix(path) => {
+            let stream = timeout(CONNECT_TIMEOUT, UnixStream::connect(path)).await.map_err(late)??;
+            run(stream, shared.clone(), peer, true).await
+        }
+    })
+}
+
+async fn run_tcp(stream: TcpStream, shared: Arc<Shared>, peer: String, dialed: bool) -> bool {
+    // Barrier replies must not wait for more to send.
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%peer, %error, "cannot set TCP_NODELAY");
+    }
+    run(stream, shared, peer, dialed).await
+}
+
+/// Runs a session to its end. `true` = it shook hands.
+async fn run<S: AsyncRead + AsyncWrite>(stream: S, shared: Arc<Shared>, peer: String, dialed: bool) -> bool {
+    let (reader, writer) = tokio::io::split(stream);
+    let (mut session, notices) = Session::new(shared.clone(), peer.clone(), dialed, writer);
+    let end = serve(&mut session, reader, notices, shared.config.probe_interval).await;
+    let greeted = session.greeted();
+    match end {
+        Err(Close::Closed) => tracing::debug!(%peer, "the OpenFlow session ended"),
+        Err(reason) => tracing::info!(%peer, %reason, "the OpenFlow session was closed"),
+        Ok(never) => match never {},
+    }
+    greeted
+}
+
+async fn serve<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
+    session: &mut Session<W>,
+    mut reader: R,
+    mut notices: tokio::sync::mpsc::Receiver<Arc<[u8]>>,
+    probe_interval: Duration,
+) -> Result<std::convert::Infallible, Close> {
+    let mut framer = Framer::new();
+    let mut buffer = vec![0; READ_BYTES];
+    let mut heard = Instant::now();
+    let mut probed = false;
+    session.hello();
+    session.flush().await?;
+    loop {
+        let silence = if probed { probe_interval * 2 } else { probe_interval };
+        tokio::select! {
+            read = reader.read(&mut buffer) => {
+                let count = read?;
+                if count == 0 {
+                    return Err(Close::Closed);
+                }
+                (heard, probed) = (Instant::now(), false);
+                take(session, &mut framer, &buffer[..count]).await?;
+            }
+            Some(notice) = notices.recv() => {
+                session.notice(&notice);
+                for _ in 0..NOTICES_AT_ONCE {
+                    let Ok(notice) = notices.try_recv() else { break };
+                    session.notice(&notice);
+                }
+                session.flush().await?;
+            }
+            () = sleep_until(heard + silence) => {
+                if probed || !session.greeted() {
+                    return Err(Close::NotAnswering);
+                }
+                probed = true;
+                session.probe();
+                session.flush().await?;
+            }
+        }
+    }
+}
+
+/// Handles the messages in what was received.
+async fn take<W: AsyncWrite + Unpin>(
+    session: &mut Session<W>,
+    framer: &mut Framer,
+    mut received: &[u8],
+) -> Result<(), Close> {
+    while !received.is_empty() {
+        let taken = framer.push(received);
+        received = &received[taken..];
+        loop {
+            match framer.pop() {
+                Ok(Some(message)) => session.message(message).await?,
+                Ok(None) => break,
+                Err(error) => return Err(Close::Protocol(error.to_string())),
+            }
+        }
+    }
+    session.settle().await
+}

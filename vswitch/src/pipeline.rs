@@ -1,0 +1,165 @@
+//! The decision: a pure function of tables and key.
+
+use packet::{FlowKey, field};
+
+use crate::flow::{Action, ActionSet, FlowStats};
+use crate::model::{DropReason, Op, PacketInReason, PortNo, Target, Verdict};
+use crate::tables::{TABLES, Tables};
+
+/// Steps of one verdict. A packet that would need more (flows of many tables with long action lists) is dropped
+/// at that point: the limit keeps the work for one packet bounded.
+pub const OPS_MAX: usize = 1024;
+
+/// What was decided for a packet, and which flows had a part in it. Reusable: the lists keep their room.
+#[derive(Default)]
+pub struct Decision {
+    /// What to do.
+    pub ops: Vec<Op>,
+    /// Why the packet ends, if there is no output among `ops`.
+    pub drop: Option<DropReason>,
+    /// The counters of the flows that matched, in the order of the tables.
+    pub matched: Vec<FlowStats>,
+    /// Bit `t`: table `t` was looked up.
+    pub looked_up: u64,
+    /// Bit `t`: a flow of table `t` matched.
+    pub hit: u64,
+    action_set: ActionSet,
+}
+
+impl Decision {
+    fn clear(&mut self) {
+        self.ops.clear();
+        self.matched.clear();
+        self.action_set.clear();
+        (self.drop, self.looked_up, self.hit) = (None, 0, 0);
+    }
+
+    /// The decision as a value of its own.
+    pub fn verdict(&self) -> Verdict {
+        Verdict { ops: self.ops.as_slice().into(), drop: self.drop.unwrap_or(DropReason::NoActions) }
+    }
+}
+
+/// The flow whose actions are being executed: what a packet-in says about it.
+#[derive(Clone, Copy)]
+struct Origin {
+    reason: PacketInReason,
+    table: u8,
+    cookie: u64,
+}
+
+/// Runs the pipeline for a packet with this key: OpenFlow 1.3.5, 5.1.
+pub fn decide(tables: &Tables, key: &FlowKey, decision: &mut Decision) {
+    decision.clear();
+    run(tables, key.with(field::METADATA, 0), decision);
+    finish(decision);
+}
+
+/// Executes the action list of a packet-out (OpenFlow 1.3.5, 7.3.7) on a packet with this key. An output to
+/// TABLE runs the pipeline for the packet as it then is.
+pub fn decide_actions(tables: &Tables, key: &FlowKey, actions: &[Action], decision: &mut Decision) {
+    decision.clear();
+    let mut key = *key;
+    let origin = Origin { reason: PacketInReason::Action, table: 0, cookie: u64::MAX };
+    for action in actions {
+        match *action {
+            Action::Output { port: PortNo::TABLE, .. } => {
+                run(tables, key.with(field::METADATA, 0), decision);
+                decision.action_set.clear();
+            }
+            action => execute(action, &mut key, origin, decision),
+        }
+    }
+    finish(decision);
+}
+
+fn finish(decision: &mut Decision) {
+    if decision.ops.len() > OPS_MAX {
+        decision.ops.truncate(OPS_MAX);
+    }
+    let last_output = decision.ops.iter().rposition(|op| matches!(op, Op::Output(_)));
+    // Edits after the last output change nothing that anybody sees.
+    decision.ops.truncate(last_output.map_or(0, |at| at + 1));
+    if !decision.ops.is_empty() {
+        decision.drop = None;
+    }
+}
+
+fn run(tables: &Tables, mut key: FlowKey, decision: &mut Decision) {
+    let mut number = 0;
+    let mut origin = Origin { reason: PacketInReason::Action, table: 0, cookie: u64::MAX };
+    while let Some(table) = tables.table(number) {
+        decision.looked_up |= 1 << number;
+        let Some(flow) = table.lookup(&key) else {
+            if number == 0 && tables.normal_on_miss() {
+                decision.ops.push(Op::Output(Target::Normal));
+            }
+            decision.drop = Some(DropReason::TableMiss);
+            return;
+        };
+        decision.hit |= 1 << number;
+        decision.matched.push(flow.stats.clone());
+        let miss_entry = flow.priority == 0 && *flow.mask == FlowKey::ZERO;
+        let reason = if miss_entry { PacketInReason::TableMiss } else { PacketInReason::Action };
+        origin = Origin { reason, table: number, cookie: flow.cookie };
+        let instructions = &flow.instructions;
+        for action in &instructions.apply {
+            execute(*action, &mut key, origin, decision);
+        }
+        if instructions.clear {
+            decision.action_set.clear();
+        }
+        for action in &instructions.write {
+            decision.action_set.write(*action);
+        }
+        if let Some((value, mask)) = instructions.metadata {
+            key.set(field::METADATA, (key.get(field::METADATA) & !mask) | (value & mask));
+        }
+        match instructions.goto {
+            // Only forward: checked when the flow was added, checked again so that a loop cannot be.
+            Some(next) if next > number && usize::from(next) < TABLES => number = next,
+            _ => break,
+        }
+    }
+    let action_set = std::mem::take(&mut decision.action_set);
+    for action in action_set.actions() {
+        execute(*action, &mut key, origin, decision);
+    }
+    decision.action_set = action_set;
+    decision.drop = Some(DropReason::NoActions);
+}
+
+fn execute(action: Action, key: &mut FlowKey, origin: Origin, decision: &mut Decision) {
+    if decision.ops.len() >= OPS_MAX {
+        return;
+    }
+    match action {
+        Action::Edit(edit) => {
+            // Whether the packet has the field at all is seen when the edit is carried out: the decision is
+            // shared by packets that differ in fields no flow looks at.
+            edit.apply_to_key(key);
+            decision.ops.push(Op::Edit(edit));
+        }
+        Action::Output { port, max_len } => {
+            if let Some(target) = target(port, max_len, origin) {
+                decision.ops.push(Op::Output(target));
+            }
+        }
+    }
+}
+
+fn target(port: PortNo, max_len: u16, origin: Origin) -> Option<Target> {
+    Some(match port {
+        PortNo::IN_PORT => Target::InPort,
+        PortNo::NORMAL => Target::Normal,
+        PortNo::FLOOD => Target::Flood,
+        PortNo::ALL => Target::All,
+        PortNo::CONTROLLER => {
+            let Origin { reason, table, cookie } = origin;
+            Target::Controller { max_len, reason, table, cookie }
+        }
+        // TABLE is only legal in packet-outs and handled there; ANY is never legal.
+        PortNo::TABLE | PortNo::ANY => return None,
+        port => Target::Port(port),
+    })
+}

@@ -1,0 +1,529 @@
+//! A worker: takes bursts of frames from the ports it has, has the forwarder decide, and writes them to other ports.
+//!
+//! ```text
+//! poll: for each source            guest ring: up to 32 chains     device of the host: what its receives brought
+//!         take, load headers       header copied out, net header checked, next buffers of the likely target fetched
+//!         classify                 one batch through the flow cache
+//!         forward each             edits on the copy, then Egress: header copy + payload straight into the target
+//!         finish                   chains back to the sender, one publish
+//!       then publish every target that got something, once; then what other workers handed over, and counters
+//! ```
+//!
+//! Speeds: guest to guest on one worker copies the payload once and takes no system call; to a device of the host
+//! or another worker it is copied into a buffer of ours first; a checksum or segmentation that the target does not take
+//! costs a pass over the payload.
+
+mod control_source;
+pub(crate) mod counters;
+mod egress;
+mod frame;
+mod guest_sink;
+mod guest_source;
+mod handover;
+mod ports;
+mod socket;
+mod wiring;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use packet::{FlowKey, Header, parse_to};
+use reactor::{Io, Reply, Worker};
+use telemetry::{Counter, RateLimited};
+use virtq::{Chain, Queue};
+
+use crate::fdb::Fdb;
+use crate::forwarder::{BATCH_MAX, Forwarder, VerdictId};
+use crate::model::{Clock, Fence, PacketInSender, PacketOut, PortNo, Snapshot};
+use crate::port::offload::{FRAME_BYTES_MAX, Offload};
+
+use egress::{Egress, Sink};
+use frame::Payload;
+use guest_source::GuestSource;
+use handover::FromWorker;
+use ports::{PortTable, Source, SourceKind};
+
+pub use counters::{PortCells, PortReader};
+pub(crate) use ports::{NewPort, NewQueue};
+pub use socket::SocketKind;
+pub(crate) use wiring::{BUFFER_BYTES, Peers, connect};
+
+/// Frames that other workers handed over, taken in one pass.
+const HANDED_BUDGET: usize = 64;
+/// Flows whose counters are moved in one pass.
+const DRAIN_BUDGET: usize = 1024;
+/// Passes with work between two looks at the health of guests' memory.
+const HEALTH_PASSES: u32 = 4096;
+
+/// What other threads ask of a worker.
+pub(crate) enum Command {
+    /// Decide by this snapshot.
+    Apply(Arc<Snapshot>),
+    /// Drop the fence when everything before is done; the first worker passes it on to the others after that.
+    Fence(Fence),
+    /// Drop the fence when everything counted so far is in the flows' counters.
+    Drain(Fence),
+    /// Send a controller's packet; the counter says how many wait.
+    PacketOut(Box<PacketOut>, Arc<AtomicUsize>),
+    /// A new port.
+    AddPort(Box<NewPort>, Reply<std::io::Result<()>>),
+    /// Forget a port and all that belongs to it.
+    RemovePort(PortNo, Reply<()>),
+    /// A ring of a guest starts.
+    StartQueue(Box<NewQueue>, Reply<std::io::Result<()>>),
+    /// A ring of a guest stops.
+    StopQueue(QueueName, Reply<Option<Queue>>),
+    /// A ring signals another eventfd.
+    SetCall(QueueName, Option<std::os::fd::OwnedFd>, Reply<()>),
+    /// The guest behind a port moved here: announce its address.
+    Announce(PortNo, [u8; 6]),
+    /// End the thread.
+    Stop,
+}
+
+/// Which ring of which frontend of which port.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct QueueName {
+    pub(crate) port: PortNo,
+    /// Number of the frontend's session, larger for newer ones.
+    pub(crate) session: u64,
+    pub(crate) index: u16,
+}
+
+/// What a worker tells the metrics, written by it alone.
+pub(crate) struct WorkerCells {
+    pub(crate) cache_hits: Counter,
+    pub(crate) cache_misses: Counter,
+    /// The epoch it decides by.
+    pub(crate) epoch: Arc<AtomicU64>,
+}
+
+/// One burst, reused for all.
+struct Burst {
+    heads: [u16; BATCH_MAX],
+    chains: Vec<Chain>,
+    headers: Box<[Header; BATCH_MAX]>,
+    keys: [FlowKey; BATCH_MAX],
+    bytes: [u32; BATCH_MAX],
+    offloads: [Offload; BATCH_MAX],
+    verdicts: [VerdictId; BATCH_MAX],
+    /// Which chain a frame is in.
+    origin: [u8; BATCH_MAX],
+}
+
+/// How a worker is made.
+pub(crate) struct WorkerSetup {
+    pub(crate) index: usize,
+    pub(crate) snapshot: Arc<Snapshot>,
+    pub(crate) fdb: Arc<Fdb>,
+    pub(crate) seed: u64,
+    pub(crate) clock: Clock,
+    pub(crate) packet_ins: PacketInSender,
+    pub(crate) cells: WorkerCells,
+    pub(crate) peers: Peers,
+    pub(crate) log: Arc<RateLimited>,
+}
+
+/// The program of one worker thread.
+pub(crate) struct SwitchWorker {
+    forwarder: Forwarder,
+    clock: Clock,
+    packet_ins: PacketInSender,
+    cells: WorkerCells,
+    ports: PortTable,
+    peers: Peers,
+    burst: Box<Burst>,
+    /// A frame of a device of the host.
+    inbox: Box<[u8]>,
+    /// A frame whose offload is done in software.
+    scratch: Box<[u8]>,
+    /// Targets that got something since their last publish.
+    dirty: Vec<usize>,
+    draining: Vec<Fence>,
+    passes: u32,
+    log: Arc<RateLimited>,
+}
+
+impl SwitchWorker {
+    pub(crate) fn new(setup: WorkerSetup, io: &mut Io) -> SwitchWorker {
+        let scratch = || vec![0; FRAME_BYTES_MAX + packet::HEADROOM_BYTES].into_boxed_slice();
+        if let Err(error) = io.watch(setup.peers.bell.fd(), ports::TOKEN_NONE) {
+            // Handed frames then wait for the next kick or tick; nothing is lost.
+            tracing::error!("worker {}: cannot watch its doorbell: {error}", setup.index);
+        }
+        SwitchWorker {
+            forwarder: Forwarder::new(setup.index, setup.snapshot, setup.fdb, setup.seed),
+            clock: setup.clock,
+            packet_ins: setup.packet_ins,
+            cells: setup.cells,
+            ports: PortTable::new(setup.index),
+            peers: setup.peers,
+            burst: Box::new(Burst {
+                heads: [0; BATCH_MAX],
+                chains: (0..BATCH_MAX).map(|_| Chain::new(256)).collect(),
+                headers: Box::new(std::array::from_fn(|_| Header::new())),
+                keys: [FlowKey::ZERO; BATCH_MAX],
+                bytes: [0; BATCH_MAX],
+                offloads: [Offload::NONE; BATCH_MAX],
+                verdicts: [VerdictId::default(); BATCH_MAX],
+                origin: [0; BATCH_MAX],
+            }),
+            inbox: scratch(),
+            scratch: scratch(),
+            dirty: Vec::new(),
+            draining: Vec::new(),
+            passes: 0,
+            log: setup.log,
+        }
+    }
+
+    /// One burst of a guest's ring. True if there was anything.
+    fn guest_burst(&mut self, index: usize, io: &mut Io) -> bool {
+        let now_ms = self.clock.at_ms(io.now());
+        let PortTable { sources, sinks, slots, routes, .. } = &mut self.ports;
+        let Some(Source { kind: SourceKind::Guest(source), port, slot, likely, .. }) = &mut sources[index]
+        else {
+            return false;
+        };
+        let burst = &mut *self.burst;
+        let taken = source.take(&mut burst.heads, &mut burst.chains);
+        if taken == 0 {
+            return self.report_source_fault(index, io);
+        }
+        let cells = &slots[*slot].as_ref().expect("a source has its port").cells;
+        if let Some(Sink { kind: egress::SinkKind::Guest(sink), .. }) =
+            sinks.get_mut(*likely).and_then(Option::as_mut)
+        {
+            sink.prepare(taken);
+        }
+        let (count, bytes) = load(burst, source, taken, &self.forwarder, *port, cells);
+        let Burst { heads, chains, headers, keys, bytes: lengths, offloads, verdicts, origin } = burst;
+        self.forwarder.classify(&keys[..count], &lengths[..count], &mut verdicts[..count], now_ms);
+        cells.rx_packets.add(count as u64);
+        cells.rx_bytes.add(bytes);
+        let mut egress = Egress {
+            io,
+            sinks,
+            routes,
+            peers: &mut self.peers,
+            dirty: &mut self.dirty,
+            scratch: &mut self.scratch,
+            packet_ins: &self.packet_ins,
+            source: Some(cells),
+            payload: Payload::Bytes(&[]),
+            frame_bytes: 0,
+            offload: Offload::NONE,
+            last: *likely,
+        };
+        for i in 0..count {
+            let header = &mut headers[i];
+            egress.payload = Payload::Guest {
+                memory: source.queue().memory(),
+                chain: &chains[usize::from(origin[i])],
+                offset: source.frame_offset() + header.consumed() as u64,
+            };
+            egress.frame_bytes = lengths[i] as usize;
+            egress.offload = offloads[i];
+            self.forwarder.forward(verdicts[i], *port, header, now_ms, &mut egress);
+        }
+        *likely = egress.last;
+        if source.finish(&heads[..taken], io) {
+            cells.interrupts.add(1);
+        }
+        true
+    }
+
+    /// Decides on and forwards one frame that is in `frame` from where `header` was loaded.
+    fn single(&mut self, io: &mut Io, port: PortNo, header: &mut Header, bytes: usize, offload: Offload) {
+        let now_ms = self.clock.at_ms(io.now());
+        let length = (bytes as isize + header.grown()) as u32;
+        let key = self.forwarder.key(header, port);
+        let mut verdict = [VerdictId::default()];
+        self.forwarder.classify(&[key], &[length], &mut verdict, now_ms);
+        let PortTable { sinks, slots, routes, by_number, .. } = &mut self.ports;
+        let cells = by_number.get(&port).and_then(|slot| slots[*slot].as_ref()).map(|slot| &slot.cells);
+        if let Some(cells) = cells {
+            cells.rx_packets.add(1);
+            cells.rx_bytes.add(length.into());
+        }
+        let mut egress = Egress {
+            io,
+            sinks,
+            routes,
+            peers: &mut self.peers,
+            dirty: &mut self.dirty,
+            scratch: &mut self.scratch,
+            packet_ins: &self.packet_ins,
+            source: cells,
+            payload: Payload::Bytes(&self.inbox[header.consumed()..bytes]),
+            frame_bytes: bytes,
+            offload,
+            last: usize::MAX,
+        };
+        self.forwarder.forward(verdict[0], port, header, now_ms, &mut egress);
+    }
+
+    /// A receive of a device of the host completed.
+    fn socket_received(&mut self, index: usize, result: i32, io: &mut Io) {
+        let Some(Source { kind: SourceKind::Socket(source), port, slot, .. }) =
+            &mut self.ports.sources[index]
+        else {
+            return;
+        };
+        let (port, slot) = (*port, *slot);
+        let arrived = source.finish(io, result, &mut self.inbox);
+        let mut header = Header::new();
+        let loaded = arrived.map(|arrived| {
+            let arrived = arrived?;
+            arrived.load(&self.inbox, &mut header).map(|offload| (arrived.bytes, offload))
+        });
+        let cells = &self.ports.slots[slot].as_ref().expect("a source has its port").cells;
+        match loaded {
+            Some(Ok((bytes, offload))) => self.single(io, port, &mut header, bytes, offload),
+            Some(Err(reason)) => cells.rx_drop(reason),
+            None if result != -libc::EAGAIN && result != -libc::ECANCELED => cells.rx_errors.add(1),
+            None => {}
+        }
+    }
+
+    /// A frame of our own that enters by `port`: an announcement.
+    fn inject(&mut self, io: &mut Io, port: PortNo, frame: &[u8]) {
+        self.inbox[..frame.len()].copy_from_slice(frame);
+        let mut header = Header::of(frame);
+        self.single(io, port, &mut header, frame.len(), Offload::NONE);
+    }
+
+    fn packet_out(&mut self, packet: &PacketOut, io: &mut Io) {
+        let now_ms = self.clock.at_ms(io.now());
+        let bytes = packet.frame.len();
+        if bytes > FRAME_BYTES_MAX {
+            return;
+        }
+        let mut header = Header::of(&packet.frame);
+        let PortTable { sinks, routes, .. } = &mut self.ports;
+        let mut egress = Egress {
+            io,
+            sinks,
+            routes,
+            peers: &mut self.peers,
+            dirty: &mut self.dirty,
+            scratch: &mut self.scratch,
+            packet_ins: &self.packet_ins,
+            source: None,
+            payload: Payload::Bytes(&packet.frame[header.consumed()..]),
+            frame_bytes: bytes,
+            offload: Offload::NONE,
+            last: usize::MAX,
+        };
+        self.forwarder.packet_out(packet, &mut header, now_ms, &mut egress);
+    }
+
+    /// Delivers what other workers handed over.
+    fn take_handed(&mut self, io: &mut Io, budget: usize) -> bool {
+        let mut taken = 0;
+        let PortTable { sinks, routes, .. } = &mut self.ports;
+        for from in &mut self.peers.from {
+            taken += from.take(budget, |handed| {
+                egress::deliver_handed(handed, sinks, routes, &mut self.dirty, &mut self.scratch, io);
+            });
+        }
+        taken > 0
+    }
+
+    /// Shows every target what it got.
+    fn publish(&mut self, io: &mut Io) {
+        for index in self.dirty.drain(..) {
+            let Some(sink) = &mut self.ports.sinks[index] else { continue };
+            let cells = &self.ports.slots[sink.slot].as_ref().expect("a sink has its port").cells;
+            let fault = sink.publish(io, cells);
+            if let Some(fault) = fault {
+                cells.ring_faults.add(1);
+                report(&self.log, &sink.name, "receive", fault);
+            }
+        }
+        for peer in self.peers.to.iter_mut().flatten() {
+            peer.flush();
+        }
+    }
+
+    #[cold]
+    fn report_source_fault(&mut self, index: usize, io: &mut Io) -> bool {
+        let Some(source) = &mut self.ports.sources[index] else { return false };
+        let SourceKind::Guest(guest) = &mut source.kind else { return false };
+        if let Some(fault) = guest.take_fault(io) {
+            let slot = self.ports.slots[source.slot].as_ref().expect("a source has its port");
+            slot.cells.ring_faults.add(1);
+            report(&self.log, &slot.name, "transmit", fault);
+        }
+        false
+    }
+
+    fn drain(&mut self) -> bool {
+        if self.draining.is_empty() {
+            return false;
+        }
+        if self.forwarder.drain(DRAIN_BUDGET) {
+            self.draining.clear();
+        }
+        true
+    }
+
+    fn count_cache(&mut self) {
+        let (hits, misses) = self.forwarder.cache_counters();
+        self.cells.cache_hits.add(hits - self.cells.cache_hits.get());
+        self.cells.cache_misses.add(misses - self.cells.cache_misses.get());
+    }
+
+    fn check_memory(&self) {
+        for source in self.ports.sources.iter().flatten() {
+            if let SourceKind::Guest(guest) = &source.kind {
+                guest.check_memory();
+            }
+        }
+        self.ports.sinks.iter().flatten().for_each(Sink::check_memory);
+    }
+
+    fn pass_fence(&mut self, fence: Fence, io: &mut Io) {
+        // Packet-outs before it may be on their way to ports of other workers: those pass it after taking them.
+        self.take_handed(io, usize::MAX);
+        self.publish(io);
+        if self.peers.index == 0 {
+            for peer in self.peers.handles.get().into_iter().flatten().skip(1) {
+                // A worker that ended has nothing to wait for.
+                let _ = peer.send(Command::Fence(fence.clone()));
+            }
+        }
+    }
+}
+
+/// Reads headers and keys of a burst; returns how many frames are good, and their bytes.
+#[inline]
+fn load(
+    burst: &mut Burst,
+    source: &GuestSource,
+    taken: usize,
+    forwarder: &Forwarder,
+    port: PortNo,
+    cells: &PortCells,
+) -> (usize, u64) {
+    let (mut count, mut bytes) = (0, 0);
+    let depth = forwarder.depth();
+    for at in 0..taken {
+        let header = &mut burst.headers[count];
+        match source.load(&burst.chains[at], header) {
+            Ok(received) => {
+                burst.keys[count] = parse_to(header.bytes(), port.0, depth);
+                burst.bytes[count] = received.bytes;
+                burst.offloads[count] = received.offload;
+                burst.origin[count] = at as u8;
+                bytes += u64::from(received.bytes);
+                count += 1;
+            }
+            Err(reason) => cells.rx_drop(reason),
+        }
+    }
+    (count, bytes)
+}
+
+#[cold]
+fn report(log: &RateLimited, port: &str, ring: &str, fault: virtq::RingFault) {
+    if let Some(suppressed) = log.pass(port) {
+        tracing::warn!(port, ring, suppressed, "the driver broke a ring, which is stopped: {fault}");
+    }
+}
+
+impl Worker for SwitchWorker {
+    type Command = Command;
+
+    fn command(&mut self, io: &mut Io, command: Command) {
+        match command {
+            Command::Apply(snapshot) => {
+                self.cells.epoch.store(snapshot.epoch, Ordering::Release);
+                self.forwarder.apply(snapshot);
+            }
+            Command::Fence(fence) => self.pass_fence(fence, io),
+            Command::Drain(fence) => {
+                self.forwarder.start_drain();
+                self.draining.push(fence);
+            }
+            Command::PacketOut(packet, waiting) => {
+                waiting.fetch_sub(1, Ordering::Relaxed);
+                self.packet_out(&packet, io);
+            }
+            Command::AddPort(port, reply) => reply.send(self.ports.add(*port, io)),
+            Command::RemovePort(port, reply) => {
+                self.ports.remove(port, io);
+                reply.send(());
+            }
+            Command::StartQueue(queue, reply) => reply.send(self.ports.start_queue(*queue, io)),
+            Command::StopQueue(name, reply) => {
+                self.publish(io);
+                reply.send(self.ports.stop_queue(name, io));
+            }
+            Command::SetCall(name, call, reply) => {
+                self.ports.set_call(name, call);
+                reply.send(());
+            }
+            Command::Announce(port, mac) => self.inject(io, port, &rarp(mac)),
+            Command::Stop => io.stop(),
+        }
+    }
+
+    fn completion(&mut self, io: &mut Io, token: u64, result: i32) {
+        match self.ports.meaning(token) {
+            ports::Meaning::Nothing => {}
+            ports::Meaning::Kick(index) => self.ports.kicked(index),
+            ports::Meaning::Readable(index) => self.ports.readable(index),
+            ports::Meaning::Received(index) => self.socket_received(index, result, io),
+            ports::Meaning::Written(index) => self.ports.written(index, result),
+        }
+    }
+
+    fn poll(&mut self, io: &mut Io) -> bool {
+        let mut worked = !self.peers.from.is_empty() && self.take_handed(io, HANDED_BUDGET);
+        for index in 0..self.ports.sources.len() {
+            worked |= match &mut self.ports.sources[index] {
+                Some(Source { kind: SourceKind::Guest(_), .. }) => self.guest_burst(index, io),
+                Some(source) => source.poll_slow(io),
+                None => false,
+            };
+        }
+        self.publish(io);
+        worked |= self.drain();
+        if worked {
+            self.count_cache();
+            self.passes = (self.passes + 1) % HEALTH_PASSES;
+            if self.passes == 0 {
+                self.check_memory();
+            }
+        }
+        worked
+    }
+
+    fn arm(&mut self, _io: &mut Io) -> bool {
+        self.check_memory();
+        self.peers.bell.fall_asleep();
+        let mut work = !self.draining.is_empty() || !self.peers.from.iter().all(FromWorker::is_empty);
+        for source in self.ports.sources.iter_mut().flatten() {
+            work |= source.arm();
+        }
+        work
+    }
+
+    fn disarm(&mut self, _io: &mut Io) {
+        self.peers.bell.wake_up();
+        self.ports.sources.iter_mut().flatten().for_each(Source::disarm);
+    }
+}
+
+/// The frame by which a guest that moved tells switches where it is: a reverse ARP request (RFC 903) from and for `mac`.
+fn rarp(mac: [u8; 6]) -> [u8; 60] {
+    let mut frame = [0; 60];
+    frame[..6].fill(0xff);
+    frame[6..12].copy_from_slice(&mac);
+    // RARP; Ethernet, IPv4, their lengths, request reverse.
+    frame[12..22].copy_from_slice(&[0x80, 0x35, 0, 1, 8, 0, 6, 4, 0, 3]);
+    frame[22..28].copy_from_slice(&mac);
+    frame[32..38].copy_from_slice(&mac);
+    frame
+}

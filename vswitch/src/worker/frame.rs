@@ -1,0 +1,85 @@
+//! A frame on its way to a port: the edited header copy, and the payload where it was received.
+
+use virtq::{Chain, GuestMemory, GuestSlice};
+
+use crate::port::offload::Offload;
+
+/// Everything of a frame behind the header copy.
+#[derive(Clone, Copy)]
+pub(crate) enum Payload<'a> {
+    /// In the sender's buffers.
+    Guest {
+        memory: &'a GuestMemory,
+        chain: &'a Chain,
+        /// Where the payload begins among the readable bytes of the chain.
+        offset: u64,
+    },
+    /// In memory of our own.
+    Bytes(&'a [u8]),
+}
+
+/// A frame: `head`, then `payload_bytes` bytes of `payload`.
+#[derive(Clone, Copy)]
+pub(crate) struct Frame<'a> {
+    pub(crate) head: &'a [u8],
+    pub(crate) payload: Payload<'a>,
+    pub(crate) payload_bytes: usize,
+    pub(crate) offload: Offload,
+}
+
+impl Frame<'_> {
+    /// A frame that is all in memory of our own.
+    pub(crate) fn of(head: &[u8], offload: Offload) -> Frame<'_> {
+        Frame { head, payload: Payload::Bytes(&[]), payload_bytes: 0, offload }
+    }
+
+    /// Bytes of the frame.
+    #[inline]
+    pub(crate) fn bytes(&self) -> usize {
+        self.head.len() + self.payload_bytes
+    }
+
+    /// Copies `len` bytes of the payload from byte `skip` on into a guest's buffer.
+    #[inline]
+    pub(crate) fn copy_payload(
+        &self,
+        skip: usize,
+        len: usize,
+        memory: &GuestMemory,
+        to: GuestSlice,
+        mut at: u32,
+    ) {
+        match self.payload {
+            Payload::Guest { memory: from, chain, offset } => {
+                for part in chain.readable_range(offset + skip as u64, len as u64) {
+                    GuestMemory::copy((from, part, 0), (memory, to, at), part.len());
+                    at += part.len();
+                }
+            }
+            Payload::Bytes(bytes) => memory.write(to, at, &bytes[skip..skip + len]),
+        }
+    }
+
+    /// Copies the frame's bytes from `skip` on until `into` is full.
+    pub(crate) fn read(&self, skip: usize, into: &mut [u8]) {
+        let from_head = self.head.len().saturating_sub(skip).min(into.len());
+        if from_head > 0 {
+            into[..from_head].copy_from_slice(&self.head[skip..skip + from_head]);
+        }
+        let rest = &mut into[from_head..];
+        let skip = (skip + from_head) - self.head.len().min(skip + from_head);
+        match self.payload {
+            Payload::Guest { memory, chain, offset } => {
+                chain.read_at(memory, offset + skip as u64, rest);
+            }
+            Payload::Bytes(bytes) => rest.copy_from_slice(&bytes[skip..skip + rest.len()]),
+        }
+    }
+
+    /// The whole frame in `scratch`.
+    pub(crate) fn linearise<'s>(&self, scratch: &'s mut [u8]) -> &'s mut [u8] {
+        let bytes = &mut scratch[..self.bytes()];
+        self.read(0, bytes);
+        bytes
+    }
+}

@@ -1,0 +1,315 @@
+//! A guest's receive ring: where frames for it are written.
+
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::Arc;
+
+use reactor::Io;
+use vhost_session::FrontendHandle;
+use virtq::{Chain, GuestMemory, GuestSlice, Queue, RingFault};
+
+use crate::model::DropReason;
+use crate::port::device::DriverFeatures;
+use crate::port::offload::{Accepts, NET_HEADER_BYTES};
+use crate::worker::frame::Frame;
+
+/// Buffers that are taken from the ring ahead of the frames: enough for the largest frame in buffers of 512 bytes.
+const READY_MAX: usize = 128;
+/// Buffers taken at once.
+const REFILL: usize = 32;
+const CACHE_LINE: u32 = 64;
+
+/// One receive buffer, popped and translated.
+#[derive(Clone, Copy, Default)]
+struct Ready {
+    /// The buffer, if it is in one piece.
+    slice: GuestSlice,
+    /// Bytes it holds.
+    bytes: u32,
+    head: u16,
+    /// In several pieces: walked again when it is used.
+    pieces: bool,
+}
+
+/// One receive ring of a guest.
+pub(crate) struct GuestSink {
+    queue: Queue,
+    memory: Arc<GuestMemory>,
+    call: Option<OwnedFd>,
+    err: Option<OwnedFd>,
+    frontend: Option<FrontendHandle>,
+    header_bytes: usize,
+    merge: bool,
+    accepts: Accepts,
+    ready: Box<[Ready; READY_MAX]>,
+    first: usize,
+    count: usize,
+    /// Heads a killed predecessor left in flight, oldest last.
+    leftover: Vec<u16>,
+    chain: Chain,
+    fault: Option<RingFault>,
+    fault_told: bool,
+}
+
+impl GuestSink {
+    pub(crate) fn new(
+        mut queue: Queue,
+        call: Option<OwnedFd>,
+        err: Option<OwnedFd>,
+        frontend: Option<FrontendHandle>,
+        features: &DriverFeatures,
+    ) -> GuestSink {
+        let mut leftover = queue.resubmit();
+        leftover.reverse();
+        // Buffers are looked for when a frame comes, never waited for.
+        queue.disarm();
+        GuestSink {
+            memory: queue.memory().clone(),
+            chain: Chain::new(queue.size()),
+            queue,
+            call,
+            err,
+            frontend,
+            header_bytes: features.header_bytes,
+            merge: features.merge_rx,
+            accepts: features.guest_accepts,
+            ready: Box::new([Ready::default(); READY_MAX]),
+            first: 0,
+            count: 0,
+            leftover,
+            fault: None,
+            fault_told: false,
+        }
+    }
+
+    pub(crate) fn accepts(&self) -> Accepts {
+        self.accepts
+    }
+
+    pub(crate) fn set_call(&mut self, call: Option<OwnedFd>) {
+        self.call = call;
+    }
+
+    /// Ends the use of the ring: what was taken ahead goes back.
+    pub(crate) fn into_queue(mut self) -> Queue {
+        self.queue.publish();
+        let taken = self.queue.in_flight();
+        self.queue.undo_pop(taken);
+        self.queue
+    }
+
+    #[inline]
+    fn at(&self, index: usize) -> Ready {
+        self.ready[(self.first + index) % READY_MAX]
+    }
+
+    #[cold]
+    fn broken(&mut self, fault: RingFault) {
+        self.fault.get_or_insert(fault);
+    }
+
+    /// Takes more buffers from the ring, as many as a burst needs.
+    fn refill(&mut self) {
+        if self.fault.is_some() {
+            return;
+        }
+        let mut heads = [0; REFILL];
+        let room = REFILL.min(READY_MAX - self.count);
+        let mut taken = 0;
+        while taken < room
+            && let Some(head) = self.leftover.pop()
+        {
+            heads[taken] = head;
+            taken += 1;
+        }
+        if taken == 0 {
+            taken = match self.queue.pop_batch(&mut heads[..room]) {
+                Ok(taken) => taken,
+                Err(fault) => return self.broken(fault),
+            };
+        }
+        for &head in &heads[..taken] {
+            if let Err(fault) = self.queue.walk(head, &mut self.chain) {
+                return self.broken(fault);
+            }
+            let writable = self.chain.writable();
+            self.ready[(self.first + self.count) % READY_MAX] = Ready {
+                slice: writable.first().copied().unwrap_or_default(),
+                bytes: self.chain.writable_bytes() as u32,
+                head,
+                pieces: writable.len() != 1,
+            };
+            self.count += 1;
+        }
+    }
+
+    /// Asks the CPU for the buffers that the next `frames` frames will most likely go to.
+    #[inline]
+    pub(crate) fn prepare(&mut self, frames: usize) {
+        if self.count < frames {
+            self.refill();
+        }
+        for index in 0..frames.min(self.count) {
+            let ready = self.at(index);
+            if ready.bytes > 2 * CACHE_LINE && !ready.pieces {
+                self.memory.prefetch_write(ready.slice);
+                if let Some(second) = ready.slice.sub(CACHE_LINE, CACHE_LINE) {
+                    self.memory.prefetch_write(second);
+                }
+            }
+        }
+    }
+
+    /// Writes a frame whose offload the guest takes. It is seen after [`GuestSink::publish`].
+    #[inline]
+    pub(crate) fn deliver(&mut self, frame: &Frame<'_>) -> Result<(), DropReason> {
+        if self.count == 0 {
+            self.refill();
+            if self.count == 0 {
+                return Err(DropReason::RingFull);
+            }
+        }
+        let need = self.header_bytes + frame.bytes();
+        let ready = self.at(0);
+        if ready.pieces || (ready.bytes as usize) < need {
+            return self.deliver_in_pieces(frame, need);
+        }
+        let net_header = frame.offload.emit(self.accepts, 1);
+        let header_bytes = self.header_bytes as u32;
+        if self.header_bytes == NET_HEADER_BYTES {
+            // Of a known length: that is no call.
+            self.memory.write(ready.slice, 0, &net_header);
+        } else {
+            self.memory.write(ready.slice, 0, &net_header[..self.header_bytes]);
+        }
+        self.memory.write(ready.slice, header_bytes, frame.head);
+        if frame.payload_bytes > 0 {
+            let at = header_bytes + frame.head.len() as u32;
+            frame.copy_payload(0, frame.payload_bytes, &self.memory, ready.slice, at);
+        }
+        if self.queue.logs_writes() {
+            self.queue.log_written(ready.slice, 0, need as u32);
+        }
+        self.used(ready.head, need as u32);
+        Ok(())
+    }
+
+    #[inline]
+    fn used(&mut self, head: u16, written: u32) {
+        self.queue.push_used(head, written);
+        self.first = (self.first + 1) % READY_MAX;
+        self.count -= 1;
+    }
+
+    /// Writes a frame over several buffers, or into one that is in pieces.
+    #[cold]
+    fn deliver_in_pieces(&mut self, frame: &Frame<'_>, need: usize) -> Result<(), DropReason> {
+        while self.count > 0 && self.at(0).bytes == 0 {
+            // A chain that nothing can be written to: given back as it is.
+            self.used(self.at(0).head, 0);
+        }
+        let buffers = self.buffers_for(need)?;
+        let net_header = frame.offload.emit(self.accepts, buffers as u16);
+        let net_header = &net_header[..self.header_bytes];
+        let mut done = 0;
+        for _ in 0..buffers {
+            let ready = self.at(0);
+            let before = done;
+            if ready.pieces {
+                if let Err(fault) = self.queue.walk(ready.head, &mut self.chain) {
+                    self.broken(fault);
+                    return Err(DropReason::RingFull);
+                }
+                for &slice in self.chain.writable() {
+                    done += fill(&self.memory, slice, net_header, frame, done, need);
+                }
+                for &slice in self.chain.writable() {
+                    self.queue.log_written(slice, 0, slice.len());
+                }
+            } else {
+                done += fill(&self.memory, ready.slice, net_header, frame, done, need);
+                self.queue.log_written(ready.slice, 0, (done - before) as u32);
+            }
+            self.used(ready.head, (done - before) as u32);
+        }
+        Ok(())
+    }
+
+    /// How many of the ready buffers `need` bytes take.
+    fn buffers_for(&mut self, need: usize) -> Result<usize, DropReason> {
+        let mut room = 0;
+        for index in 0..READY_MAX {
+            if index == self.count {
+                self.refill();
+                if index == self.count {
+                    return Err(DropReason::RingFull);
+                }
+            }
+            room += self.at(index).bytes as usize;
+            if room >= need {
+                return Ok(index + 1);
+            }
+            if !self.merge {
+                break;
+            }
+        }
+        Err(DropReason::BufferTooSmall)
+    }
+
+    /// Shows what was delivered to the guest, by one signal at most. True if there was one.
+    #[inline]
+    pub(crate) fn publish(&mut self, io: &mut Io) -> bool {
+        if !self.queue.publish() {
+            return false;
+        }
+        if let Some(call) = &self.call {
+            io.signal(call.as_fd());
+        }
+        true
+    }
+
+    /// Why the ring cannot be used any longer; told once.
+    pub(crate) fn take_fault(&mut self, io: &mut Io) -> Option<RingFault> {
+        let fault = self.fault.filter(|_| !std::mem::replace(&mut self.fault_told, true))?;
+        if let Some(err) = &self.err {
+            io.signal(err.as_fd());
+        }
+        Some(fault)
+    }
+
+    /// Whether the guest's memory went away under us; its session is closed then.
+    pub(crate) fn check_memory(&self) {
+        if self.queue.lost()
+            && let Some(frontend) = &self.frontend
+        {
+            frontend.close("the guest's memory was cut short");
+        }
+    }
+}
+
+/// Writes as much of the stream (net header, frame) from byte `done` on as fits into `slice`; `need` bytes end it.
+fn fill(
+    memory: &GuestMemory,
+    slice: GuestSlice,
+    net_header: &[u8],
+    frame: &Frame<'_>,
+    done: usize,
+    need: usize,
+) -> usize {
+    let room = (slice.len() as usize).min(need - done);
+    let (mut at, mut position) = (0, done);
+    let mut base = 0;
+    for lead in [net_header, frame.head] {
+        if position < base + lead.len() && at < room {
+            let part = &lead[position - base..];
+            let part = &part[..part.len().min(room - at)];
+            memory.write(slice, at as u32, part);
+            at += part.len();
+            position += part.len();
+        }
+        base += lead.len();
+    }
+    if at < room {
+        frame.copy_payload(position - base, room - at, memory, slice, at as u32);
+    }
+    room
+}

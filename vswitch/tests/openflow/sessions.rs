@@ -1,0 +1,343 @@
+//! Sessions: what controllers say and hear.
+
+use std::net::TcpListener;
+use std::time::Duration;
+
+use ofp::{
+    Action, AsyncConfig, Body, ErrorCode, FlowMod, FlowModCommand, FlowModFlags, FlowRemovedReason,
+    Instruction, Masked, MultipartReply, MultipartRequest, OxmField, PacketInReason, PortState,
+    PortStatusReason, Role, RoleMessage,
+};
+use vswitch::bridge::{BridgeConfig, FailMode};
+use vswitch::config::OpenFlowAddress;
+use vswitch::model::{DropReason, PortNo};
+use vswitch::openflow::AgentConfig;
+
+use crate::client::{Client, add};
+use crate::data_path::{PATIENCE, Switch, frame, port, wait_for};
+
+fn secure() -> BridgeConfig {
+    BridgeConfig { fail_mode: FailMode::Secure, ..BridgeConfig::default() }
+}
+
+fn start() -> Switch {
+    Switch::start(secure(), AgentConfig::default())
+}
+
+fn in_port(port: u32) -> OxmField {
+    OxmField::InPort(ofp::PortNo(port))
+}
+
+#[test]
+fn after_the_barrier_the_very_next_packet_is_decided_anew() {
+    let switch = start();
+    let mut client = Client::connect(&switch.socket());
+    for round in 0..300u32 {
+        let out = 2 + round % 3;
+        client.send(Body::FlowMod(add(10, &[in_port(1)], &[out])));
+        client.barrier();
+        let sent = switch.frame(1, &frame(1, 2));
+        assert_eq!(sent.frames, [(PortNo(out), frame(1, 2))], "round {round}");
+    }
+}
+
+#[test]
+fn flow_mods_live_without_a_barrier_too() {
+    let switch = start();
+    let mut client = Client::connect(&switch.socket());
+    client.send(Body::FlowMod(add(10, &[in_port(1)], &[2])));
+    wait_for("the flow is live", || !switch.frame(1, &frame(1, 2)).frames.is_empty());
+}
+
+#[test]
+fn packet_ins_say_why_and_from_where() {
+    let switch = start();
+    let mut client = Client::connect(&switch.socket());
+    let to_controller =
+        |max_len| Instruction::ApplyActions(vec![Action::Output { port: ofp::PortNo::CONTROLLER, max_len }]);
+    let mut miss = add(0, &[], &[]);
+    (miss.instructions, miss.cookie) = (vec![Instruction::GotoTable(2)], 1);
+    client.send(Body::FlowMod(miss));
+    let mut second = add(0, &[], &[]);
+    (second.table_id, second.cookie, second.instructions) = (2, 77, vec![to_controller(0xffff)]);
+    client.send(Body::FlowMod(second));
+    let mut action = add(5, &[in_port(3)], &[]);
+    (action.cookie, action.instructions) = (88, vec![to_controller(20)]);
+    client.send(Body::FlowMod(action));
+    client.barrier();
+    let packet_in = |body: &Body| match body {
+        Body::PacketIn(packet_in) => Some(packet_in.clone()),
+        _ => None,
+    };
+    assert_eq!(switch.frame(2, &frame(2, 1)).packet_ins, 1);
+    let seen = client.notice(packet_in);
+    assert_eq!((seen.reason, seen.table_id, seen.cookie), (PacketInReason::NoMatch, 2, 77));
+    assert_eq!((seen.buffer_id, seen.total_len, seen.data), (ofp::NO_BUFFER, 60, frame(2, 1)));
+    assert_eq!(seen.matching.fields, [in_port(2)]);
+    assert_eq!(switch.frame(3, &frame(3, 1)).packet_ins, 1);
+    let seen = client.notice(packet_in);
+    assert_eq!((seen.reason, seen.table_id, seen.cookie), (PacketInReason::Action, 0, 88));
+    assert_eq!((seen.total_len, seen.data), (60, frame(3, 1)[..20].to_vec()));
+}
+
+#[test]
+fn packet_ins_are_limited_and_the_session_lives_on() {
+    let config = AgentConfig { packet_ins_per_second: 50, ..AgentConfig::default() };
+    let switch = Switch::start(secure(), config);
+    let mut client = Client::connect(&switch.socket());
+    client.send(Body::FlowMod(add(0, &[], &[ofp::PortNo::CONTROLLER.0])));
+    client.barrier();
+    for _ in 0..2000 {
+        switch.frame(1, &frame(1, 2));
+    }
+    client.barrier();
+    let stats = switch.agent.as_ref().expect("running").stats();
+    let load = |counter: &std::sync::atomic::AtomicU64| counter.load(std::sync::atomic::Ordering::Relaxed);
+    wait_for("all packet-ins are dealt with", || {
+        let dealt_with = load(&stats.packet_ins_sent) + load(&stats.packet_ins_dropped);
+        // The queue between workers and agent may have been full for a while.
+        dealt_with >= 1000
+    });
+    assert!(load(&stats.packet_ins_sent) < 500, "{stats:?}");
+    client.barrier();
+}
+
+#[test]
+fn removed_flows_are_reported_with_final_counters() {
+    let switch = start();
+    let mut client = Client::connect(&switch.socket());
+    let mut flow = add(10, &[in_port(1)], &[2]);
+    (flow.flags, flow.cookie) = (FlowModFlags::SEND_FLOW_REM, 42);
+    client.send(Body::FlowMod(flow.clone()));
+    client.barrier();
+    for _ in 0..5 {
+        switch.frame(1, &frame(1, 2));
+    }
+    client.send(Body::FlowMod(FlowMod {
+        command: FlowModCommand::Delete,
+        ..FlowMod::new(FlowModCommand::Delete)
+    }));
+    client.barrier();
+    let removed = |body: &Body| match body {
+        Body::FlowRemoved(removed) => Some(removed.clone()),
+        _ => None,
+    };
+    let seen = client.notice(removed);
+    assert_eq!((seen.cookie, seen.priority, seen.reason), (42, 10, FlowRemovedReason::Delete));
+    assert_eq!((seen.packet_count, seen.byte_count), (5, 300));
+    assert_eq!(seen.matching.fields, [in_port(1)]);
+
+    flow.hard_timeout = 1;
+    client.send(Body::FlowMod(flow.clone()));
+    let seen = client.notice(removed);
+    assert_eq!((seen.reason, seen.duration_sec, seen.hard_timeout), (FlowRemovedReason::HardTimeout, 1, 1));
+
+    (flow.hard_timeout, flow.idle_timeout) = (0, 1);
+    client.send(Body::FlowMod(flow));
+    client.barrier();
+    // Used for longer than the timeout: it must not go while packets come.
+    let begin = std::time::Instant::now();
+    let mut packets = 0;
+    while begin.elapsed() < Duration::from_millis(2200) {
+        packets += switch.frame(1, &frame(1, 2)).frames.len() as u64;
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(client.flows().len(), 1);
+    let seen = client.notice(removed);
+    assert_eq!((seen.reason, seen.packet_count), (FlowRemovedReason::IdleTimeout, packets));
+    assert!(seen.duration_sec >= 3, "{seen:?}");
+}
+
+#[test]
+fn ports_come_and_go() {
+    let switch = start();
+    let mut client = Client::connect(&switch.socket());
+    client.barrier();
+    let status = |body: &Body| match body {
+        Body::PortStatus(status) => Some((status.reason, status.port.port_no.0, status.port.state)),
+        _ => None,
+    };
+    switch.bridge.set_link(PortNo(2), false).expect("there is a port 2");
+    assert_eq!(client.notice(status), (PortStatusReason::Modify, 2, PortState::LINK_DOWN));
+    switch.bridge.set_link(PortNo(2), true).expect("there is a port 2");
+    assert_eq!(client.notice(status), (PortStatusReason::Modify, 2, PortState::LIVE));
+    switch.bridge.add_port(port(9)).expect("9 is free");
+    assert_eq!(client.notice(status), (PortStatusReason::Add, 9, PortState::LIVE));
+    switch.bridge.remove_port(PortNo(9)).expect("there is a port 9");
+    assert_eq!(client.notice(status), (PortStatusReason::Delete, 9, PortState::LIVE));
+    let MultipartReply::PortDesc(ports) = client.multipart(MultipartRequest::PortDesc) else {
+        panic!("no ports")
+    };
+    assert_eq!(ports.iter().map(|port| port.port_no.0).collect::<Vec<_>>(), [1, 2, 3, 4]);
+}
+
+#[test]
+fn requests_that_make_no_sense_are_refused_by_the_book() {
+    let switch = Switch::start(BridgeConfig { flow_limit: 3, ..secure() }, AgentConfig::default());
+    let mut client = Client::connect(&switch.socket());
+    let mut refused = |flow_mod: FlowMod| client.error(Body::FlowMod(flow_mod));
+    let base = add(1, &[in_port(1)], &[2]);
+    assert_eq!(refused(FlowMod { table_id: 16, ..base.clone() }), ErrorCode::FLOW_MOD_BAD_TABLE_ID);
+    assert_eq!(refused(FlowMod { table_id: 255, ..base.clone() }), ErrorCode::FLOW_MOD_BAD_TABLE_ID);
+    assert_eq!(refused(FlowMod { buffer_id: 7, ..base.clone() }), ErrorCode::BUFFER_UNKNOWN);
+    let goto = |table| vec![Instruction::GotoTable(table)];
+    assert_eq!(
+        refused(FlowMod { instructions: goto(0), ..base.clone() }),
+        ErrorCode::INSTRUCTION_BAD_TABLE_ID
+    );
+    assert_eq!(
+        refused(FlowMod { instructions: goto(16), ..base.clone() }),
+        ErrorCode::INSTRUCTION_BAD_TABLE_ID
+    );
+    let bad_match = add(1, &[OxmField::TcpDst(Masked::exact(80))], &[2]);
+    assert_eq!(refused(bad_match), ErrorCode::MATCH_BAD_PREREQ);
+    assert_eq!(refused(add(1, &[in_port(1), in_port(1)], &[2])), ErrorCode::MATCH_DUP_FIELD);
+    assert_eq!(refused(add(1, &[], &[0xffff_fff9])), ErrorCode::ACTION_BAD_OUT_PORT);
+    assert_eq!(client.flows(), []);
+    for port in 1..=3 {
+        client.send(Body::FlowMod(add(1, &[in_port(port)], &[2])));
+    }
+    assert_eq!(client.error(Body::FlowMod(add(1, &[in_port(4)], &[2]))), ErrorCode::FLOW_MOD_TABLE_FULL);
+    let overlap = FlowMod { flags: FlowModFlags::CHECK_OVERLAP, ..add(1, &[], &[2]) };
+    assert_eq!(client.error(Body::FlowMod(overlap)), ErrorCode::FLOW_MOD_OVERLAP);
+    assert_eq!(client.flows().len(), 3);
+    // A delete without instructions and with a buffer number that means nothing.
+    client.send(Body::FlowMod(FlowMod {
+        table_id: 255,
+        buffer_id: 0,
+        ..FlowMod::new(FlowModCommand::Delete)
+    }));
+    client.barrier();
+    assert_eq!(client.flows(), []);
+    let packet_out = |buffer_id, port, data| {
+        let (in_port, actions) = (ofp::PortNo(port), Vec::new());
+        Body::PacketOut(ofp::PacketOut { buffer_id, in_port, actions, data })
+    };
+    assert_eq!(client.error(packet_out(1, 1, frame(1, 2))), ErrorCode::BUFFER_UNKNOWN);
+    assert_eq!(client.error(packet_out(ofp::NO_BUFFER, 1, vec![0; 13])), ErrorCode::BAD_PACKET);
+    assert_eq!(client.error(packet_out(ofp::NO_BUFFER, 0, frame(1, 2))), ErrorCode::BAD_PORT);
+    assert_eq!(client.error(Body::BarrierReply), ErrorCode::BAD_TYPE);
+    let meter = Body::MultipartRequest(MultipartRequest::Meter(3));
+    assert_eq!(client.error(meter), ErrorCode::UNKNOWN_METER);
+}
+
+#[test]
+fn long_replies_come_in_parts() {
+    let switch = start();
+    let mut client = Client::connect(&switch.socket());
+    for address in 0..3000u32 {
+        let fields = [OxmField::EthType(0x0800), OxmField::Ipv4Dst(Masked::exact(address.into()))];
+        client.send(Body::FlowMod(add(7, &fields, &[2])));
+    }
+    client.barrier();
+    let flows = client.flows();
+    assert_eq!(flows.len(), 3000);
+    let delete = FlowMod { priority: 7, ..FlowMod::new(FlowModCommand::Delete) };
+    client.send(Body::FlowMod(delete));
+    client.barrier();
+    assert_eq!(client.flows(), []);
+    // Requests with MORE: the switch keeps its tables as they are.
+    let features = MultipartRequest::TableFeatures(Vec::new());
+    let xid = client.send(Body::MultipartRequestMore(features.clone()));
+    client.barrier();
+    client.raw(&ofp::Message { xid, body: Body::MultipartRequest(features) }.encode().expect("legal"));
+    assert!(
+        matches!(client.reply(xid), Body::Error(error) if error.error == ErrorCode::TABLE_FEATURES_EPERM)
+    );
+}
+
+#[test]
+fn one_master_at_a_time_and_slaves_only_look() {
+    let switch = start();
+    let (mut first, mut second) = (Client::connect(&switch.socket()), Client::connect(&switch.socket()));
+    let role = |role, generation_id| Body::RoleRequest(RoleMessage { role, generation_id });
+    let is = |role| move |body: Body| matches!(body, Body::RoleReply(reply) if reply.role == role);
+    assert!(is(Role::Equal)(first.ask(role(Role::NoChange, 0))));
+    assert!(is(Role::Master)(first.ask(role(Role::Master, 10))));
+    assert!(is(Role::Master)(second.ask(role(Role::Master, 11))));
+    assert!(is(Role::Slave)(first.ask(role(Role::NoChange, 0))));
+    assert_eq!(first.error(role(Role::Master, 10)), ErrorCode::ROLE_STALE);
+    assert_eq!(first.error(Body::FlowMod(add(1, &[], &[2]))), ErrorCode::IS_SLAVE);
+    assert_eq!(first.flows(), []);
+    second.send(Body::FlowMod(add(0, &[], &[ofp::PortNo::CONTROLLER.0])));
+    second.barrier();
+    switch.frame(1, &frame(1, 2));
+    let is_packet_in = |body: &Body| matches!(body, Body::PacketIn(_)).then_some(());
+    second.notice(is_packet_in);
+    first.barrier();
+    assert!(
+        !first.notices.iter().any(|message| matches!(message.body, Body::PacketIn(_))),
+        "a slave got a packet-in"
+    );
+    // A slave that asks for packet-ins gets them.
+    let Body::GetAsyncReply(filter) = first.ask(Body::GetAsyncRequest) else { panic!("no filter") };
+    first.send(Body::SetAsync(AsyncConfig { packet_in_mask: [0, 0b111], ..filter }));
+    first.barrier();
+    switch.frame(1, &frame(1, 2));
+    first.notice(is_packet_in);
+    let sessions = switch.agent.as_ref().expect("running").sessions();
+    let mut roles: Vec<_> = sessions.iter().map(|session| session.role).collect();
+    roles.sort_unstable();
+    assert_eq!(roles, ["master", "slave"]);
+}
+
+#[test]
+fn packet_outs_are_sent_before_the_barrier_is_answered() {
+    let switch = start();
+    let mut client = Client::connect(&switch.socket());
+    for round in 1..=200u64 {
+        let actions = vec![Action::Output { port: ofp::PortNo(3), max_len: 0 }];
+        let (buffer_id, in_port) = (ofp::NO_BUFFER, ofp::PortNo::CONTROLLER);
+        client.send(Body::PacketOut(ofp::PacketOut { buffer_id, in_port, actions, data: frame(1, 2) }));
+        client.barrier();
+        let sent = switch.counters.lock().expect("not poisoned")[&PortNo(3)].tx_packets;
+        assert_eq!(sent, round);
+    }
+}
+
+#[test]
+fn controllers_are_dialled_again_and_flows_outlive_them() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("bound");
+    let config = AgentConfig { controllers: vec![OpenFlowAddress::Tcp(address)], ..AgentConfig::default() };
+    let switch =
+        Switch::start(BridgeConfig { fail_mode: FailMode::Standalone, ..BridgeConfig::default() }, config);
+    let accept = || {
+        let (stream, _) = listener.accept().expect("the switch dials");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        Client::over(stream)
+    };
+    // Standalone, nobody there yet: a learning switch.
+    assert_eq!(switch.frame(1, &frame(1, 2)).frames.len(), 3);
+    let mut client = accept();
+    let Body::FeaturesReply(features) = client.ask(Body::FeaturesRequest) else { panic!("no features") };
+    assert_eq!((features.datapath_id, features.n_tables), (1, 16));
+    client.barrier();
+    // With a controller, packets that match nothing are dropped.
+    assert_eq!(switch.frame(1, &frame(1, 2)).drops, [DropReason::TableMiss]);
+    drop(client);
+    wait_for("standalone again", || switch.frame(1, &frame(1, 2)).frames.len() == 3);
+    let begin = std::time::Instant::now();
+    let mut client = accept();
+    assert!(begin.elapsed() < Duration::from_secs(2), "redialled too late");
+    client.send(Body::FlowMod(add(1, &[in_port(1)], &[4])));
+    client.barrier();
+    drop(client);
+    wait_for("the session is gone", || switch.agent.as_ref().expect("running").sessions().is_empty());
+    // There are flows: they go on deciding.
+    assert_eq!(switch.frame(1, &frame(1, 2)).frames, [(PortNo(4), frame(1, 2))]);
+    assert_eq!(switch.frame(2, &frame(2, 1)).drops, [DropReason::TableMiss]);
+    let mut client = accept();
+    assert_eq!(client.flows().len(), 1);
+}
+
+#[test]
+fn the_unix_listener_is_its_owners_and_goes_with_the_agent() {
+    use std::os::unix::fs::PermissionsExt;
+    let mut switch = start();
+    let path = switch.socket();
+    let mode = std::fs::metadata(&path).expect("the socket").permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    switch.agent = None;
+    assert!(!path.exists());
+}
