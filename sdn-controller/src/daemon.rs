@@ -1,0 +1,155 @@
+//! The daemon: listeners, shutdown.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use telemetry::state::{StateDir, StateError};
+use telemetry::{Registry, notify_ready, notify_stopping};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Semaphore;
+
+use crate::controller::Controller;
+use crate::metrics::Metrics;
+use crate::store::{Store, StoreError};
+use crate::{rest, session};
+
+/// Connections from switches at once, those in handshake too.
+const CONNECTIONS_MAX: usize = 1024;
+
+/// How long requests may take to end when the daemon stops; a little longer than they wait for switches.
+const STOP_LIMIT: Duration = Duration::from_secs(7);
+
+/// What the daemon needs to know.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DaemonConfig {
+    /// Directory of the desired state.
+    pub state_dir: PathBuf,
+    /// Where switches connect.
+    pub openflow: SocketAddr,
+    /// Where REST is served.
+    pub rest: SocketAddr,
+    /// Where metrics are served, if anywhere.
+    pub metrics: Option<SocketAddr>,
+}
+
+/// Why the daemon ended.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// An address cannot be had.
+    #[error("cannot listen on {address} for {what}; choose another {flag} address")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What for.
+        what: &'static str,
+        /// The flag that names it.
+        flag: &'static str,
+        /// What the host said.
+        source: io::Error,
+    },
+    /// The state directory.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The store in it.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The metrics server.
+    #[error(transparent)]
+    Metrics(#[from] telemetry::http::ServeError),
+    /// The runtime or the signals.
+    #[error("cannot start the daemon")]
+    Start(#[source] io::Error),
+    /// The REST server.
+    #[error("the REST server failed")]
+    Rest(#[source] io::Error),
+}
+
+/// Runs the daemon until SIGTERM or SIGINT.
+///
+/// # Errors
+/// It cannot start: an address is taken, or the state belongs to another daemon or cannot be read.
+pub fn run(config: DaemonConfig) -> Result<(), DaemonError> {
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(DaemonError::Start)?;
+    runtime.block_on(serve(config))
+}
+
+async fn listen(
+    address: SocketAddr,
+    what: &'static str,
+    flag: &'static str,
+) -> Result<TcpListener, DaemonError> {
+    TcpListener::bind(address).await.map_err(|source| DaemonError::Listen { address, what, flag, source })
+}
+
+async fn serve(config: DaemonConfig) -> Result<(), DaemonError> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(DaemonError::Start)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(DaemonError::Start)?;
+    let state = StateDir::open(&config.state_dir)?;
+    let (store, desired) = Store::open(state.path())?;
+    let openflow = listen(config.openflow, "switches", "--openflow").await?;
+    let rest = listen(config.rest, "REST", "--rest").await?;
+    let registry = Registry::new();
+    let controller = Controller::new(store, desired, Metrics::new(&registry));
+    let _metrics = match config.metrics {
+        Some(address) => Some(telemetry::http::serve_metrics(address, registry).await?),
+        None => None,
+    };
+    let desired = controller.desired();
+    tracing::info!(
+        openflow = %config.openflow,
+        rest = %config.rest,
+        networks = desired.networks.len(),
+        flows = desired.flows.len(),
+        "controller runs"
+    );
+    notify_ready();
+    let switches = tokio::spawn(accept(openflow, controller.clone()));
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let stopped = async { drop(stopped.await) };
+    let router = rest::router(controller);
+    let mut served = tokio::spawn(axum::serve(rest, router).with_graceful_shutdown(stopped).into_future());
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        ended = &mut served => return ended.map_err(io::Error::other).flatten().map_err(DaemonError::Rest),
+    }
+    notify_stopping();
+    drop(stop);
+    // Requests that are being answered end; whoever keeps a connection open without a request does not hold us up.
+    if tokio::time::timeout(STOP_LIMIT, &mut served).await.is_err() {
+        served.abort();
+    }
+    switches.abort();
+    tracing::info!("controller stopped");
+    Ok(())
+}
+
+/// Accepts switches for ever; at the limit, new ones wait in the kernel.
+pub async fn accept(listener: TcpListener, controller: Arc<Controller>) {
+    let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let Ok(permit) = permits.clone().acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((stream, peer)) => {
+                controller.metrics().connections.add(1);
+                let controller = controller.clone();
+                tokio::spawn(async move {
+                    session::serve(controller, stream, peer).await;
+                    drop(permit);
+                });
+            }
+            Err(error) => {
+                // Out of descriptors, or the peer was gone already: the next one may do better, in a moment.
+                if controller.limited().pass("accept").is_some() {
+                    tracing::warn!(%error, "a switch connection could not be accepted");
+                }
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}

@@ -1,0 +1,535 @@
+//! The controller against switches of the test's own, which speak real OpenFlow over loopback and do what real ones do
+//! and what no switch should.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ofp::{
+    Action, Body, ErrorCode, ErrorMessage, Field, FlowMod, FlowModCommand, FlowStats, Framer, Hello,
+    Instruction, MacAddr, Match, Message, MultipartReply, MultipartRequest, OxmField, PacketIn,
+    PacketInReason, Port, PortNo, PortStatus, PortStatusReason, SwitchFeatures, Text,
+};
+use sdn_controller::controller::{ChangeError, Controller, Progress};
+use sdn_controller::entry::{Cookie, FlowKey};
+use sdn_controller::flow_json::FlowSpec;
+use sdn_controller::metrics::Metrics;
+use sdn_controller::model::{Desired, Dpid, Network};
+use sdn_controller::store::Store;
+use serde_json::{Value, json};
+use telemetry::Registry;
+use telemetry::check::Errors;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A controller that listens on loopback, and its store.
+struct Stage {
+    controller: Arc<Controller>,
+    address: SocketAddr,
+    _directory: tempfile::TempDir,
+}
+
+impl Stage {
+    async fn new() -> Stage {
+        let directory = tempfile::tempdir().unwrap();
+        let (store, desired) = Store::open(directory.path()).unwrap();
+        assert_eq!(desired, Desired::default());
+        let controller = Controller::new(store, desired, Metrics::new(&Registry::new()));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(sdn_controller::daemon::accept(listener, controller.clone()));
+        Stage { controller, address, _directory: directory }
+    }
+
+    /// Waits until `condition` holds.
+    async fn until(&self, what: &str, condition: impl Fn(&Controller) -> bool) {
+        let wait = async {
+            while !condition(&self.controller) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("{what}: not in time"));
+    }
+
+    async fn settled(&self, dpid: u64) {
+        let settled = |c: &Controller| c.switch(Dpid(dpid)).is_some_and(|switch| switch.status().settled);
+        self.until("the switch has what it should", settled).await;
+    }
+
+    async fn network(&self, vlan: u16, dpid: u64, ports: &[u32]) -> BTreeMap<Dpid, Progress> {
+        let ports: Vec<_> = ports.iter().map(|port| json!({"dpid": dpid, "port": port})).collect();
+        let network = Network::from_json(json!({"vlan": vlan, "ports": ports}), &mut Errors::new()).unwrap();
+        self.controller.set_network(&format!("net{vlan}"), Some(network)).await.unwrap()
+    }
+}
+
+fn flow(value: Value) -> FlowSpec {
+    FlowSpec::from_json(value, &mut Errors::new()).unwrap()
+}
+
+fn port(number: u32, name: &str) -> Port {
+    Port {
+        port_no: PortNo(number),
+        hw_addr: MacAddr([2, 0, 0, 0, 0, number as u8]),
+        name: Text::new(name),
+        config: ofp::PortConfig(0),
+        state: ofp::PortState::LIVE,
+        current: ofp::PortFeatures(0),
+        advertised: ofp::PortFeatures(0),
+        supported: ofp::PortFeatures(0),
+        peer: ofp::PortFeatures(0),
+        current_speed_kbps: 0,
+        max_speed_kbps: 0,
+    }
+}
+
+/// One end of a connection.
+struct Line {
+    stream: TcpStream,
+    framer: Framer,
+}
+
+impl Line {
+    async fn connect(address: SocketAddr) -> Line {
+        Line { stream: TcpStream::connect(address).await.unwrap(), framer: Framer::new() }
+    }
+
+    async fn send(&mut self, xid: u32, body: Body) {
+        self.stream.write_all(&Message { xid, body }.encode().unwrap()).await.unwrap();
+    }
+
+    /// The next message; `None` when the controller closed the connection.
+    async fn next(&mut self) -> Option<Message> {
+        let receive = async {
+            loop {
+                if let Some(bytes) = self.framer.pop().unwrap() {
+                    return Some(ofp::decode(bytes).unwrap());
+                }
+                let mut buffer = [0; 4096];
+                let count = self.stream.read(&mut buffer).await.unwrap_or(0);
+                if count == 0 {
+                    return None;
+                }
+                assert_eq!(self.framer.push(&buffer[..count]), count);
+            }
+        };
+        tokio::time::timeout(PATIENCE, receive).await.expect("the controller says something")
+    }
+
+    /// The session's beginning, up to the request for the flow entries, which is returned.
+    async fn introduce(&mut self, dpid: u64, ports: &[Port]) -> Message {
+        self.send(1, Body::Hello(Hello::default())).await;
+        loop {
+            let message = self.next().await.expect("the controller stays");
+            let xid = message.xid;
+            match message.body {
+                Body::Hello(hello) => assert!(hello.agrees()),
+                Body::FeaturesRequest => {
+                    let features = SwitchFeatures {
+                        datapath_id: dpid,
+                        n_buffers: 0,
+                        n_tables: 16,
+                        auxiliary_id: 0,
+                        capabilities: ofp::Capabilities(0),
+                    };
+                    self.send(xid, Body::FeaturesReply(features)).await;
+                }
+                Body::MultipartRequest(MultipartRequest::Desc) => {
+                    let reply = MultipartReply::Desc(Box::default());
+                    self.send(xid, Body::MultipartReply(reply)).await;
+                }
+                Body::MultipartRequest(MultipartRequest::PortDesc) => {
+                    // In two parts, as a large switch would.
+                    let (first, second) = ports.split_at(ports.len() / 2);
+                    self.send(xid, Body::MultipartReplyMore(MultipartReply::PortDesc(first.to_vec()))).await;
+                    self.send(xid, Body::MultipartReply(MultipartReply::PortDesc(second.to_vec()))).await;
+                }
+                Body::MultipartRequest(MultipartRequest::Flow(_)) => return message,
+                other => panic!("unexpected in a handshake: {other:?}"),
+            }
+        }
+    }
+}
+
+/// A switch that keeps flow entries.
+struct Switch {
+    line: Line,
+    dpid: u64,
+    flows: BTreeMap<FlowKey, FlowMod>,
+    flow_mods: Vec<FlowMod>,
+    /// Flow-mods whose instructions mention this group are refused.
+    refused_group: Option<u32>,
+    errors: Vec<Body>,
+}
+
+impl Switch {
+    async fn connect(stage: &Stage, dpid: u64, flows: BTreeMap<FlowKey, FlowMod>) -> Switch {
+        let ports = [port(1, "p1"), port(2, "p2"), port(3, "p3")];
+        let mut line = Line::connect(stage.address).await;
+        let request = line.introduce(dpid, &ports).await;
+        let mut switch = Switch { line, dpid, flows, flow_mods: vec![], refused_group: None, errors: vec![] };
+        switch.answer(request).await;
+        switch
+    }
+
+    fn stats(&self) -> Vec<FlowStats> {
+        let entry = |flow: &FlowMod| FlowStats {
+            table_id: flow.table_id,
+            duration_sec: 1,
+            duration_nsec: 0,
+            priority: flow.priority,
+            idle_timeout: flow.idle_timeout,
+            hard_timeout: flow.hard_timeout,
+            flags: flow.flags,
+            cookie: flow.cookie,
+            packet_count: 0,
+            byte_count: 0,
+            matching: flow.matching.clone(),
+            instructions: flow.instructions.clone(),
+        };
+        self.flows.values().filter(|f| f.cookie & Cookie::OURS_MASK == Cookie::OURS).map(entry).collect()
+    }
+
+    async fn answer(&mut self, message: Message) {
+        let xid = message.xid;
+        match message.body.clone() {
+            Body::EchoRequest(data) => self.line.send(xid, Body::EchoReply(data)).await,
+            Body::BarrierRequest => self.line.send(xid, Body::BarrierReply).await,
+            Body::MultipartRequest(MultipartRequest::Flow(request)) => {
+                assert_eq!((request.cookie, request.cookie_mask), (Cookie::OURS, Cookie::OURS_MASK));
+                for part in ofp::split_reply(xid, MultipartReply::Flow(self.stats()), 400).unwrap() {
+                    self.line.send(xid, part.body).await;
+                }
+            }
+            Body::FlowMod(flow_mod) => {
+                let groups = format!("{:?}", flow_mod.instructions);
+                if self.refused_group.is_some_and(|group| groups.contains(&format!("Group({group})"))) {
+                    let bytes = message.encode().unwrap();
+                    let error = ErrorMessage::refusing(ErrorCode::ACTION_BAD_OUT_GROUP, &bytes);
+                    return self.line.send(xid, Body::Error(error)).await;
+                }
+                self.apply(flow_mod);
+            }
+            Body::Error(error) => self.errors.push(Body::Error(error)),
+            other => panic!("unexpected: {other:?}"),
+        }
+    }
+
+    fn apply(&mut self, flow_mod: FlowMod) {
+        let key = FlowKey::new(flow_mod.table_id, flow_mod.priority, &flow_mod.matching);
+        match flow_mod.command {
+            FlowModCommand::Add => drop(self.flows.insert(key, flow_mod.clone())),
+            FlowModCommand::DeleteStrict => drop(self.flows.remove(&key)),
+            FlowModCommand::Delete => {
+                let outputs = |flow: &FlowMod| format!("{:?}", flow.instructions);
+                let to = format!("port: {}", flow_mod.out_port);
+                self.flows.retain(|key, flow| {
+                    let fits = key.table == flow_mod.table_id
+                        && flow.cookie & flow_mod.cookie_mask == flow_mod.cookie
+                        && flow_mod.matching.fields.iter().all(|field| key.matching.fields.contains(field))
+                        && (flow_mod.out_port == PortNo::ANY || outputs(flow).contains(&to));
+                    !fits
+                });
+            }
+            other => panic!("the controller never sends {other:?}"),
+        }
+        self.flow_mods.push(flow_mod);
+    }
+
+    /// Does its work until `stop` is done.
+    async fn work<T>(&mut self, stop: impl Future<Output = T>) -> T {
+        let mut stop = std::pin::pin!(stop);
+        loop {
+            tokio::select! {
+                done = &mut stop => return done,
+                message = self.line.next() => self.answer(message.expect("the controller stays")).await,
+            }
+        }
+    }
+
+    /// Shows the controller a packet, as the rule of the VLAN would.
+    async fn packet_in(&mut self, vlan: u16, in_port: u32, source: MacAddr) {
+        let mut data = vec![0xff; 6];
+        data.extend(source.0);
+        data.extend([0x81, 0, 0, vlan as u8, 8, 0]);
+        let packet_in = PacketIn {
+            buffer_id: ofp::NO_BUFFER,
+            total_len: data.len() as u16,
+            reason: PacketInReason::Action,
+            table_id: 1,
+            cookie: Cookie::Network(vlan).number(),
+            matching: Match::any().with(OxmField::InPort(PortNo(in_port))),
+            data,
+        };
+        self.line.send(0, Body::PacketIn(packet_in)).await;
+    }
+
+    /// Works until its flow entries are as wanted.
+    async fn until(&mut self, what: &str, condition: impl Fn(&Switch) -> bool) {
+        let until = tokio::time::Instant::now() + PATIENCE;
+        while !condition(self) {
+            let message = tokio::time::timeout_at(until, self.line.next()).await;
+            let message = message.unwrap_or_else(|_| panic!("{what}: not in time: {:#?}", self.flows));
+            self.answer(message.expect("the controller stays")).await;
+        }
+    }
+
+    fn outputs_to(&self, mac: MacAddr) -> Option<PortNo> {
+        let is = |key: &FlowKey| matches!(key.matching.field(Field::EthDst), Some(OxmField::EthDst(m)) if m.value == mac);
+        let (_, flow) = self.flows.iter().find(|(key, _)| is(key))?;
+        match flow.instructions.first() {
+            Some(Instruction::ApplyActions(actions)) => match actions.last() {
+                Some(Action::Output { port, .. }) => Some(*port),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+}
+
+const HOST: MacAddr = MacAddr([2, 0, 0, 0, 0, 0x99]);
+
+#[tokio::test]
+async fn only_the_difference_is_sent_again() {
+    let stage = Stage::new().await;
+    let progress = stage.network(10, 1, &[1, 2]).await;
+    assert!(matches!(progress[&Dpid(1)], Progress::Pending(_)));
+    let mut switch = Switch::connect(&stage, 1, BTreeMap::new()).await;
+    switch.work(stage.settled(1)).await;
+    let flows = switch.flows.clone();
+    assert_eq!(switch.flow_mods.len(), flows.len());
+    assert!(
+        switch.flow_mods.windows(2).all(|pair| pair[0].table_id >= pair[1].table_id),
+        "later tables first"
+    );
+    drop(switch);
+    stage.until("the session ends", |c| c.switch(Dpid(1)).is_none()).await;
+
+    // As it was left, but for one entry that is missing, one that is strange, and one that is somebody else's.
+    let mut kept = flows.clone();
+    let (missing, _) = kept.pop_first().unwrap();
+    let foreign = FlowMod { cookie: 7, table_id: 9, ..FlowMod::new(FlowModCommand::Add) };
+    let strange = FlowMod { cookie: Cookie::Static.number(), table_id: 8, ..foreign.clone() };
+    for flow in [&foreign, &strange] {
+        kept.insert(FlowKey::new(flow.table_id, 0, &Match::any()), flow.clone());
+    }
+    let mut switch = Switch::connect(&stage, 1, kept).await;
+    switch.work(stage.settled(1)).await;
+    let sent: Vec<_> = switch.flow_mods.iter().map(|f| (f.command, f.table_id)).collect();
+    assert_eq!(sent, [(FlowModCommand::Add, missing.table), (FlowModCommand::DeleteStrict, 8)]);
+    let mut expected = flows;
+    expected.insert(FlowKey::new(9, 0, &Match::any()), foreign);
+    assert_eq!(switch.flows, expected);
+}
+
+#[tokio::test]
+async fn a_refused_change_leaves_everything_as_it_was() {
+    let stage = Stage::new().await;
+    let mut switch = Switch::connect(&stage, 5, BTreeMap::new()).await;
+    switch.refused_group = Some(77);
+    let good = flow(json!({"priority": 5, "match": {"in_port": 1}, "actions": [{"output": 2}]}));
+    let bad = flow(json!({"priority": 5, "match": {"in_port": 1}, "actions": [{"group": 77}]}));
+    let controller = stage.controller.clone();
+    let set = async |id: &str, flow: &FlowSpec| controller.set_flow(Dpid(5), id, Some(flow.clone())).await;
+    assert_eq!(switch.work(set("f", &good)).await.unwrap(), Progress::Applied);
+    for id in ["f", "g"] {
+        let flow = if id == "g" { FlowSpec { priority: 6, ..bad.clone() } } else { bad.clone() };
+        let Err(ChangeError::Refused(refusals)) = switch.work(set(id, &flow)).await else {
+            panic!("refused")
+        };
+        assert_eq!(refusals[&Dpid(5)][0].error, Some(ErrorCode::ACTION_BAD_OUT_GROUP));
+    }
+    let desired = stage.controller.desired();
+    assert_eq!(desired.flows.len(), 1);
+    assert_eq!(desired.flows[&(Dpid(5), "f".into())], good);
+    assert_eq!(switch.flows.len(), 1);
+    assert_eq!(switch.work(set("f", &good)).await.unwrap(), Progress::Applied);
+}
+
+#[tokio::test]
+async fn addresses_are_learned_moved_and_forgotten() {
+    let stage = Stage::new().await;
+    let mut switch = Switch::connect(&stage, 1, BTreeMap::new()).await;
+    switch.work(stage.network(10, 1, &[1, 2])).await;
+    switch.packet_in(10, 1, HOST).await;
+    switch.until("learned", |s| s.outputs_to(HOST) == Some(PortNo(1))).await;
+    // Not a port of the network, a group address, an unknown cookie: nobody learns from those.
+    switch.packet_in(10, 3, MacAddr([2, 0, 0, 0, 0, 3])).await;
+    switch.packet_in(10, 1, MacAddr([3, 0, 0, 0, 0, 3])).await;
+    switch.packet_in(20, 1, MacAddr([2, 0, 0, 0, 0, 4])).await;
+    switch.packet_in(10, 2, HOST).await;
+    switch.until("moved", |s| s.outputs_to(HOST) == Some(PortNo(2))).await;
+    let learned = |s: &Switch| s.flows.values().filter(|f| f.cookie == Cookie::Learned(10).number()).count();
+    switch.until("its rules are there", |s| learned(s) == 2).await;
+
+    // Over a reconnection what was learned stays learned.
+    let flows = switch.flows.clone();
+    drop(switch);
+    stage.until("the session ends", |c| c.switch(Dpid(1)).is_none()).await;
+    let mut switch = Switch::connect(&stage, 1, flows).await;
+    switch.work(stage.settled(1)).await;
+    assert_eq!(switch.flow_mods, []);
+
+    // The port goes: so does what was learned there.
+    let status = PortStatus { reason: PortStatusReason::Delete, port: port(2, "p2") };
+    switch.line.send(0, Body::PortStatus(status)).await;
+    switch.until("forgotten", |s| learned(s) == 0).await;
+}
+
+#[tokio::test]
+async fn two_connections_that_claim_to_be_one_switch() {
+    let stage = Stage::new().await;
+    let mut first = Switch::connect(&stage, 1, BTreeMap::new()).await;
+    first.work(stage.settled(1)).await;
+    // While the first answers, a second is turned away.
+    let second = async {
+        let mut line = Line::connect(stage.address).await;
+        line.send(1, Body::Hello(Hello::default())).await;
+        let mut seen = Vec::new();
+        while let Some(message) = line.next().await {
+            let features = SwitchFeatures {
+                datapath_id: 1,
+                n_buffers: 0,
+                n_tables: 1,
+                auxiliary_id: 0,
+                capabilities: ofp::Capabilities(0),
+            };
+            let reply = match &message.body {
+                Body::FeaturesRequest => Some(Body::FeaturesReply(features)),
+                Body::MultipartRequest(MultipartRequest::Desc) => {
+                    Some(Body::MultipartReply(MultipartReply::Desc(Box::default())))
+                }
+                Body::MultipartRequest(MultipartRequest::PortDesc) => {
+                    Some(Body::MultipartReply(MultipartReply::PortDesc(vec![])))
+                }
+                _ => None,
+            };
+            if let Some(body) = reply {
+                line.send(message.xid, body).await;
+            }
+            seen.push(message.body);
+        }
+        seen
+    };
+    let seen = first.work(second).await;
+    assert!(!seen.iter().any(|body| matches!(body, Body::FlowMod(_))), "{seen:?}");
+    assert!(stage.controller.switch(Dpid(1)).is_some());
+    // A first that has gone silent makes room.
+    let mut second =
+        tokio::time::timeout(PATIENCE, Switch::connect(&stage, 1, BTreeMap::new())).await.unwrap();
+    second.work(stage.network(10, 1, &[1, 2])).await;
+    assert_eq!(second.dpid, 1);
+    assert!(!second.flows.is_empty() && first.flows.is_empty());
+}
+
+/// Whether the controller ends this connection by itself, and its last words.
+async fn ended(line: &mut Line) -> Vec<Body> {
+    let mut words = Vec::new();
+    while let Some(message) = line.next().await {
+        words.push(message.body);
+    }
+    words
+}
+
+#[tokio::test]
+async fn hostile_switches_harm_nobody() {
+    let stage = Stage::new().await;
+    let mut good = Switch::connect(&stage, 1, BTreeMap::new()).await;
+    good.work(stage.settled(1)).await;
+
+    // Another version: told so, and closed.
+    let mut line = Line::connect(stage.address).await;
+    line.send(9, Body::Hello(Hello { version: 1, bitmap: None })).await;
+    let words = good.work(ended(&mut line)).await;
+    let incompatible =
+        |body: &Body| matches!(body, Body::Error(e) if e.error == ErrorCode::HELLO_INCOMPATIBLE);
+    assert!(words.iter().any(incompatible), "{words:?}");
+
+    // A header with an impossible length, and something else than OpenFlow.
+    for bytes in [&b"\x04\x00\x00\x07\0\0\0\0"[..], b"GET / HTTP/1.1\r\n\r\n"] {
+        let mut line = Line::connect(stage.address).await;
+        line.stream.write_all(bytes).await.unwrap();
+        line.stream.shutdown().await.unwrap();
+        good.work(ended(&mut line)).await;
+    }
+
+    // An answer without end.
+    let mut line = Line::connect(stage.address).await;
+    let request = line.introduce(2, &[]).await;
+    let part = MultipartReply::Flow(some_flows(&stage).await);
+    let bytes = Message { xid: request.xid, body: Body::MultipartReplyMore(part) }.encode().unwrap();
+    let endless = async { while line.stream.write_all(&bytes).await.is_ok() {} };
+    good.work(async { tokio::time::timeout(PATIENCE, endless).await.expect("an endless answer is cut off") })
+        .await;
+
+    // Nonsense in a session: each is answered by an error, and after too many the session ends.
+    let mut line = Line::connect(stage.address).await;
+    line.introduce(3, &[]).await;
+    let mut nonsense = Message { xid: 6, body: Body::BarrierReply }.encode().unwrap();
+    nonsense[1] = 77;
+    line.stream.write_all(&nonsense.repeat(10)).await.unwrap();
+    for _ in 0..10 {
+        let answer = good.work(line.next()).await.expect("a little nonsense is borne");
+        let bad_type = matches!(&answer.body, Body::Error(e) if e.error == ErrorCode::BAD_TYPE);
+        assert!(bad_type && answer.xid == 6, "{answer:?}");
+    }
+    line.stream.write_all(&nonsense.repeat(1000)).await.unwrap();
+    good.work(ended(&mut line)).await;
+
+    // All the while the good switch is served.
+    let progress = good.work(stage.network(10, 1, &[1, 2])).await;
+    assert_eq!(progress[&Dpid(1)], Progress::Applied);
+}
+
+/// As many flow entries as fit into one message.
+async fn some_flows(stage: &Stage) -> Vec<FlowStats> {
+    let flow = |n: u32| {
+        let matching = Match::any().with(OxmField::InPort(PortNo(n)));
+        let flow = FlowMod { cookie: Cookie::OURS, matching, ..FlowMod::new(FlowModCommand::Add) };
+        (FlowKey::new(0, 0, &flow.matching), flow)
+    };
+    let line = Line::connect(stage.address).await;
+    let flows = (1..900).map(flow).collect();
+    Switch { line, dpid: 0, flows, flow_mods: vec![], refused_group: None, errors: vec![] }.stats()
+}
+
+#[tokio::test]
+async fn half_a_message_and_then_silence() {
+    let stage = Stage::new().await;
+    let mut good = Switch::connect(&stage, 1, BTreeMap::new()).await;
+    good.work(stage.settled(1)).await;
+    let mut line = Line::connect(stage.address).await;
+    line.stream.write_all(b"\x04\x00\x00\x10").await.unwrap();
+    let begin = std::time::Instant::now();
+    good.work(ended(&mut line)).await;
+    assert!(begin.elapsed() >= Duration::from_secs(9), "a slow switch has ten seconds to introduce itself");
+
+    // In session: asked whether it is there, then given up; the change it never confirmed is pending.
+    let mut line = Line::connect(stage.address).await;
+    line.introduce(2, &[port(1, "p1")]).await;
+    let seen = good.work(ended(&mut line)).await;
+    assert!(seen.iter().any(|body| matches!(body, Body::EchoRequest(_))), "{seen:?}");
+    stage.until("it is off the list", |c| c.switch(Dpid(2)).is_none()).await;
+}
+
+#[tokio::test]
+async fn a_switch_that_confirms_nothing_delays_nobody_else() {
+    let stage = Stage::new().await;
+    let mut good = Switch::connect(&stage, 1, BTreeMap::new()).await;
+    good.work(stage.settled(1)).await;
+    let mut stuck = Line::connect(stage.address).await;
+    let request = stuck.introduce(2, &[port(1, "p1")]).await;
+    stuck.send(request.xid, Body::MultipartReply(MultipartReply::Flow(vec![]))).await;
+    stage.settled(2).await;
+    let stuck_network = stage.network(20, 2, &[1]);
+    let good_network = stage.network(10, 1, &[1, 2]);
+    let begin = std::time::Instant::now();
+    let both = async { tokio::join!(stuck_network, async { (good_network.await, begin.elapsed()) }) };
+    let (stuck_progress, (good_progress, took)) = good.work(both).await;
+    assert!(matches!(stuck_progress[&Dpid(2)], Progress::Pending(_)), "{stuck_progress:?}");
+    assert_eq!(good_progress[&Dpid(1)], Progress::Applied);
+    assert!(took < Duration::from_secs(4), "the good switch waited {took:?} for the stuck one");
+}
