@@ -1,0 +1,151 @@
+//! HTTP over a daemon's admin socket.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Bytes;
+use hyper::{Method, Request};
+use hyper_util::rt::TokioIo;
+use serde_json::{Map, Value, json};
+use telemetry::Problem;
+
+/// How long a command waits for a daemon that is still starting.
+const STARTING_PATIENCE: Duration = Duration::from_secs(10);
+/// How often it asks.
+const STARTING_PAUSE: Duration = Duration::from_millis(20);
+
+/// Where the daemons of this host keep their sockets.
+#[derive(clap::Args)]
+pub struct RunDir {
+    /// Directory of the daemon's sockets
+    #[arg(long, env = "SLUICE_RUN_DIR", default_value = "/run/sluice")]
+    pub run_dir: PathBuf,
+}
+
+impl RunDir {
+    /// The admin socket of `daemon`: `blk`, `switch` or `controller`.
+    pub fn admin_socket(&self, daemon: &str) -> PathBuf {
+        self.run_dir.join(format!("{daemon}.admin.sock"))
+    }
+}
+
+/// A daemon refused what was asked.
+#[derive(Debug)]
+pub struct Refusal {
+    /// HTTP status of the answer.
+    pub status: u16,
+    /// What the daemon said; `None` when it was no problem report.
+    pub problem: Option<Problem>,
+}
+
+impl Refusal {
+    /// Whether the request was wrong, in contrast to a daemon that failed.
+    pub fn invalid(&self) -> bool {
+        (400..500).contains(&self.status)
+    }
+}
+
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.problem {
+            Some(problem) => problem.fmt(f),
+            None => write!(f, "the daemon answered with HTTP status {}", self.status),
+        }
+    }
+}
+
+impl std::error::Error for Refusal {}
+
+/// `collection/name`, with everything in `name` escaped that a path may not hold as it is.
+pub fn path(collection: &str, name: &str) -> String {
+    let mut path = format!("{collection}/");
+    for byte in name.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            path.push(char::from(byte));
+        } else {
+            path.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    path
+}
+
+/// Puts the values that were given into the body of a request, as they are.
+pub fn put_texts<const N: usize>(body: &mut Map<String, Value>, values: [(&str, &Option<String>); N]) {
+    for (key, value) in values {
+        if let Some(text) = value {
+            body.insert(key.to_string(), json!(text));
+        }
+    }
+}
+
+/// The same for paths, which count from where the command is given.
+pub fn put_paths<const N: usize>(body: &mut Map<String, Value>, values: [(&str, &Option<PathBuf>); N]) {
+    for (key, value) in values {
+        if let Some(path) = value {
+            // An empty path has no absolute form; the daemon says so.
+            let absolute = std::path::absolute(path).unwrap_or_else(|_| path.clone());
+            body.insert(key.to_string(), json!(absolute));
+        }
+    }
+}
+
+/// The same for numbers. What is no number goes out as it is, so that the daemon names it among everything else.
+pub fn put_numbers<const N: usize>(body: &mut Map<String, Value>, values: [(&str, &Option<String>); N]) {
+    for (key, value) in values {
+        if let Some(text) = value {
+            body.insert(
+                key.to_string(),
+                text.parse::<u64>().map_or_else(|_| json!(text), |number| json!(number)),
+            );
+        }
+    }
+}
+
+/// Sends one request to the admin socket `socket` and returns the answer's JSON (null when it has no body).
+pub fn request(socket: &Path, method: Method, path: &str, body: Option<&Value>) -> anyhow::Result<Value> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let until = Instant::now() + STARTING_PATIENCE;
+        loop {
+            match exchange(socket, method.clone(), path, body).await {
+                Err(error) if is_starting(&error) && Instant::now() < until => {
+                    tokio::time::sleep(STARTING_PAUSE).await;
+                }
+                result => return result,
+            }
+        }
+    })
+}
+
+/// A daemon that has just been started answers 503 until it has its volumes or ports back.
+fn is_starting(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<Refusal>().is_some_and(|refusal| refusal.status == 503)
+}
+
+async fn exchange(socket: &Path, method: Method, path: &str, body: Option<&Value>) -> anyhow::Result<Value> {
+    let stream = tokio::net::UnixStream::connect(socket).await.with_context(|| {
+        format!(
+            "no daemon answers at {}; is it running, and is --run-dir (SLUICE_RUN_DIR) right?",
+            socket.display()
+        )
+    })?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    tokio::spawn(connection);
+    let bytes = body.map(Value::to_string).unwrap_or_default();
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header("host", "localhost")
+        .header("content-type", "application/json")
+        .body(Full::new(Bytes::from(bytes)))?;
+    let answer = sender.send_request(request).await?;
+    let status = answer.status();
+    let bytes = answer.into_body().collect().await?.to_bytes();
+    if !status.is_success() {
+        let problem = serde_json::from_slice(&bytes).ok();
+        bail!(Refusal { status: status.as_u16(), problem });
+    }
+    if bytes.is_empty() { Ok(Value::Null) } else { Ok(serde_json::from_slice(&bytes)?) }
+}

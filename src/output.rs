@@ -1,0 +1,81 @@
+//! What the program prints, and its exit codes.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "this module is the program's voice")]
+
+use std::process::ExitCode;
+
+use comfy_table::{ContentArrangement, Table, presets};
+use serde_json::Value;
+
+use crate::client::Refusal;
+
+/// How lists and objects are printed.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// For people
+    Table,
+    /// For programs
+    Json,
+}
+
+/// Input that this program itself found wrong: exit code 2, like a refusal by a daemon.
+#[derive(Debug)]
+pub struct BadInput(pub String);
+
+impl std::fmt::Display for BadInput {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for BadInput {}
+
+/// Prints `value` as indented JSON.
+pub fn json(value: &Value) {
+    println!("{value:#}");
+}
+
+/// Prints rows under `headings`.
+pub fn table<const N: usize>(headings: [&str; N], rows: impl IntoIterator<Item = [String; N]>) {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
+    table.set_header(headings);
+    table.add_rows(rows);
+    println!("{table}");
+}
+
+/// Prints an object as a line for each key.
+pub fn fields(object: &Value) {
+    let rows =
+        object.as_object().into_iter().flatten().map(|(key, value)| [key.replace('_', " "), text(value)]);
+    table(["", ""], rows);
+}
+
+/// A value as a cell of a table: texts without quotes, nothing for null.
+pub fn text(value: &Value) -> String {
+    match value {
+        Value::Null => String::new(),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+/// One of several kinds of thing, `"kind"` or `{"kind": value}`, as a cell of a table.
+pub fn tagged(value: &Value) -> String {
+    let Some((kind, value)) = value.as_object().and_then(|object| object.iter().next()) else {
+        return text(value);
+    };
+    format!("{kind} {}", text(value))
+}
+
+/// Prints one line.
+pub fn line(text: impl std::fmt::Display) {
+    println!("{text}");
+}
+
+/// Turns the outcome of a command into its exit code: 0 done, 2 bad input, 1 anything else.
+pub fn exit(result: anyhow::Result<()>) -> ExitCode {
+    let Err(error) = result else { return ExitCode::SUCCESS };
+    eprintln!("sluice: {error:#}");
+    let invalid = error.downcast_ref::<Refusal>().is_some_and(Refusal::invalid) || error.is::<BadInput>();
+    ExitCode::from(if invalid { 2 } else { 1 })
+}

@@ -1,0 +1,154 @@
+//! `sluice switch`: the switch daemon.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Subcommand;
+use vswitch::bridge::{BridgeConfig, FailMode};
+use vswitch::config::{DaemonConfig, parse_controller, parse_listener};
+
+use crate::output;
+use crate::settings::Settings;
+
+/// Arguments of `sluice switch`.
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Run the daemon in the foreground
+    Run(Flags),
+    /// Check flags and configuration file, and do nothing else
+    Check(Flags),
+}
+
+/// Each flag may also stand in the TOML file, with `_` for `-`.
+#[derive(clap::Args)]
+struct Flags {
+    /// TOML file with any of the settings below; a flag wins over the file
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Where the list of ports is kept [default: /var/lib/sluice/switch]
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// Where the sockets stand [default: /run/sluice]
+    #[arg(long, value_name = "DIR", env = "SLUICE_RUN_DIR")]
+    run_dir: Option<PathBuf>,
+    /// Serve Prometheus metrics at this address
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    metrics: Option<String>,
+    /// Processors for the workers, one worker each, such as 0,1 [default: one worker, not pinned]
+    #[arg(long, value_name = "LIST")]
+    cores: Option<String>,
+    /// How long an idle worker polls before it sleeps, in microseconds [default: 50]
+    #[arg(long, value_name = "US")]
+    spin_us: Option<String>,
+    /// OpenFlow datapath id, decimal or hexadecimal with 0x [default: 1]
+    #[arg(long, value_name = "ID")]
+    dpid: Option<String>,
+    /// Controllers to call: tcp:ADDRESS:PORT or unix:PATH, separated by commas or given several times
+    #[arg(long, value_name = "TARGET")]
+    controller: Vec<String>,
+    /// Where controllers and tools may call: ptcp:ADDRESS:PORT or punix:PATH, likewise
+    #[arg(long, value_name = "TARGET")]
+    listen: Vec<String>,
+    /// Without flows and controller: standalone (learn and forward) or secure (drop) [default: standalone]
+    #[arg(long, value_name = "MODE")]
+    fail_mode: Option<String>,
+    /// Flow entries at most [default: 1000000]
+    #[arg(long, value_name = "COUNT")]
+    flow_limit: Option<String>,
+    /// How long a learned address is kept without a frame from it, in seconds [default: 300]
+    #[arg(long, value_name = "SECONDS")]
+    ageing_s: Option<String>,
+}
+
+impl Flags {
+    fn resolve(&self) -> anyhow::Result<DaemonConfig> {
+        let mut settings = Settings::read(self.config.as_deref());
+        let joined = |list: &[String]| (!list.is_empty()).then(|| list.join(","));
+        let (controllers, listen) = (joined(&self.controller), joined(&self.listen));
+        let defaults = BridgeConfig::default();
+        let config = DaemonConfig {
+            state_dir: settings
+                .path("state_dir", self.state_dir.as_deref())
+                .unwrap_or_else(|| PathBuf::from("/var/lib/sluice/switch")),
+            run_dir: settings.run_dir(self.run_dir.as_deref()),
+            metrics: settings.metrics(self.metrics.as_deref()),
+            cores: settings.cores(self.cores.as_deref()),
+            spin_us: settings.spin_us(self.spin_us.as_deref()),
+            bridge: BridgeConfig {
+                datapath_id: settings
+                    .get("dpid", self.dpid.as_deref(), "give a number from 1 to 2^64-1", parse_dpid)
+                    .unwrap_or(defaults.datapath_id),
+                fail_mode: settings
+                    .get("fail_mode", self.fail_mode.as_deref(), "give standalone or secure", parse_fail_mode)
+                    .unwrap_or(defaults.fail_mode),
+                flow_limit: settings
+                    .parsed("flow_limit", self.flow_limit.as_deref(), "give a number of flows")
+                    .unwrap_or(defaults.flow_limit),
+            },
+            controllers: settings.list(
+                "controller",
+                controllers.as_deref(),
+                "give tcp:ADDRESS[:PORT] or unix:PATH",
+                parse_controller,
+            ),
+            listen: settings.list(
+                "listen",
+                listen.as_deref(),
+                "give ptcp:ADDRESS[:PORT] or punix:PATH",
+                parse_listener,
+            ),
+            ageing: settings
+                .get("ageing_s", self.ageing_s.as_deref(), "give seconds, 10 to 1000000", |text| {
+                    match text.parse() {
+                        // IEEE 802.1Q-2018, table 8-6.
+                        Ok(seconds @ 10..=1_000_000) => Ok(Duration::from_secs(seconds)),
+                        _ => Err("is not an ageing time".to_string()),
+                    }
+                })
+                .unwrap_or(Duration::from_secs(300)),
+        };
+        settings.finish()?;
+        Ok(config)
+    }
+}
+
+fn parse_dpid(text: &str) -> Result<u64, String> {
+    let parsed = match text.strip_prefix("0x") {
+        Some(digits) => u64::from_str_radix(digits, 16),
+        None => text.parse(),
+    };
+    match parsed {
+        Ok(0) | Err(_) => Err("is not a datapath id".to_string()),
+        Ok(dpid) => Ok(dpid),
+    }
+}
+
+fn parse_fail_mode(text: &str) -> Result<FailMode, String> {
+    match text {
+        "standalone" => Ok(FailMode::Standalone),
+        "secure" => Ok(FailMode::Secure),
+        _ => Err("is not a fail mode".to_string()),
+    }
+}
+
+/// Runs the command.
+pub fn run(args: Args) -> anyhow::Result<()> {
+    match args.verb {
+        Verb::Run(flags) => {
+            let config = flags.resolve()?;
+            telemetry::logs::init(telemetry::logs::Format::Text);
+            Ok(vswitch::daemon::run(config)?)
+        }
+        Verb::Check(flags) => {
+            let config = flags.resolve()?;
+            output::line(format_args!("the configuration is good: {config:?}"));
+            Ok(())
+        }
+    }
+}
