@@ -1,0 +1,58 @@
+//! Benchmarks against peers: shared parts of the programs in `src/bin`.
+//!
+//! Every program runs the peer and Sluice in turn, round by round, because only a ratio of one run says anything on a
+//! machine that others use too; it prints the medians and the median of the ratios.
+
+pub mod blk_load;
+pub mod hugepages;
+pub mod ovs;
+pub mod qsd;
+pub mod rounds;
+pub mod testpmd;
+pub mod usage;
+pub mod volumes;
+
+use std::path::PathBuf;
+
+use anyhow::{bail, ensure};
+use nix::errno::Errno;
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
+use xtask::paths;
+
+/// Processor of the program under test.
+pub const SERVER_CORE: usize = 0;
+/// Processor of the client that loads it.
+pub const CLIENT_CORE: usize = 1;
+
+/// Builds `sluice` as it is shipped and returns its path.
+pub fn release_program() -> anyhow::Result<PathBuf> {
+    let status = paths::cargo().args(["build", "--release", "--quiet", "--package", "sluice"]).status()?;
+    ensure!(status.success(), "cargo build --release --package sluice: {status}");
+    Ok(paths::target().join("release/sluice"))
+}
+
+/// Fails, naming the package, unless the program `name` is installed.
+pub fn need(name: &str, package: &str) -> anyhow::Result<()> {
+    let found = paths::find_program(name).is_some();
+    ensure!(found, "{name} is not installed; on Debian or Ubuntu: apt-get install {package}");
+    Ok(())
+}
+
+/// Binds all threads of a process, and those they will make, to one processor.
+///
+/// # Errors
+/// When there is no such process or processor.
+pub fn pin(process: u32, core: usize) -> anyhow::Result<()> {
+    let mut set = CpuSet::new();
+    set.set(core)?;
+    for thread in std::fs::read_dir(format!("/proc/{process}/task"))? {
+        let id: i32 = thread?.file_name().to_string_lossy().parse()?;
+        match sched_setaffinity(Pid::from_raw(id), &set) {
+            // A thread may end while we look.
+            Ok(()) | Err(Errno::ESRCH) => {}
+            Err(error) => bail!("binding thread {id} to processor {core}: {error}"),
+        }
+    }
+    Ok(())
+}
