@@ -54,19 +54,24 @@ fn kind_of(action: &Action) -> (u8, u8) {
     kind(action)
 }
 
-/// Place in the order of execution, and the field for set-field, of which there may be one per field.
+/// Place in the order of execution (5.10), and the field for set-field, of which there may be one per field.
 fn kind(action: &Action) -> (u8, u8) {
     match action {
         Action::Edit(edit) => edit_kind(edit),
-        Action::Output { .. } => (10, 0),
+        Action::Output { .. } => (11, 0),
     }
 }
 
 fn edit_kind(edit: &Edit) -> (u8, u8) {
     let field = match edit {
-        Edit::PopVlan => return (1, 0),
-        Edit::PushVlan(_) => return (4, 0),
-        Edit::DecTtl => return (6, 0),
+        Edit::CopyTtlIn => return (1, 0),
+        Edit::PopVlan => return (2, 0),
+        Edit::PopMpls(_) => return (2, 1),
+        Edit::PushMpls(_) => return (3, 0),
+        Edit::PushVlan(_) => return (5, 0),
+        Edit::CopyTtlOut => return (6, 0),
+        Edit::DecTtl => return (7, 0),
+        Edit::DecMplsTtl => return (7, 1),
         Edit::SetVlanVid(_) => 0,
         Edit::SetVlanPcp(_) => 1,
         Edit::SetEthDst(_) => 2,
@@ -90,11 +95,17 @@ fn edit_kind(edit: &Edit) -> (u8, u8) {
         Edit::SetNdTarget(_) => 21,
         Edit::SetNdSll(_) => 22,
         Edit::SetNdTll(_) => 23,
-        // Last, because it changes what the others apply to.
-        Edit::SetIcmpType(..) => 24,
-        Edit::SetIpProto(_) => 25,
+        Edit::SetMplsLabel(_) => 24,
+        Edit::SetMplsTc(_) => 25,
+        Edit::SetMplsTtl(_) => 26,
+        Edit::SetTunnelId(_) => 27,
+        // Last, because they change what the others apply to.
+        Edit::SetMplsBos(_) => 28,
+        Edit::SetIcmpType(..) => 29,
+        Edit::SetIpProto(_) => 30,
+        Edit::SetEthType(_) => 31,
     };
-    (7, field)
+    (8, field)
 }
 
 /// What a flow entry does with the packets that match it.

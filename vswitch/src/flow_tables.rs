@@ -169,6 +169,8 @@ pub struct FlowTables {
     timers: BTreeMap<(u64, u64), Arc<Flow>>,
     /// Flows that pop a VLAN tag.
     popping: usize,
+    /// Flows that change the label stack.
+    labelling: usize,
     len: usize,
     limit: usize,
     workers: usize,
@@ -183,6 +185,7 @@ impl FlowTables {
             priorities: std::array::from_fn(|_| HashMap::new()),
             timers: BTreeMap::new(),
             popping: 0,
+            labelling: 0,
             len: 0,
             limit,
             workers,
@@ -348,14 +351,16 @@ impl FlowTables {
     /// Puts a flow in its place, where `old` is now.
     fn put(&mut self, flow: Arc<Flow>, old: Option<&Flow>) {
         let table = usize::from(flow.table);
-        let priorities = self.priorities[table].entry(*flow.mask).or_default();
+        let dependent = self.dependent();
         self.popping += usize::from(pops(&flow));
-        match old {
-            Some(old) => self.popping -= usize::from(pops(old)),
-            None => {
-                priorities.add(flow.priority);
-                self.len += 1;
-            }
+        self.labelling += usize::from(labels(&flow));
+        if let Some(old) = old {
+            self.forget_edits(old);
+        }
+        let priorities = self.priorities[table].entry(*flow.mask).or_default();
+        if old.is_none() {
+            priorities.add(flow.priority);
+            self.len += 1;
         }
         if old.is_none_or(|old| old.id != flow.id)
             && let Some((at_ms, _)) = expiry(&flow)
@@ -373,7 +378,7 @@ impl FlowTables {
             },
             || priorities.max(),
         );
-        if table.subtables().len() != masks || self.popping <= 1 {
+        if table.subtables().len() != masks || dependent != self.dependent() {
             self.update_mask();
         }
     }
@@ -381,8 +386,9 @@ impl FlowTables {
     /// Takes a flow out.
     fn take(&mut self, flow: &Arc<Flow>) {
         let table = usize::from(flow.table);
+        let dependent = self.dependent();
         self.len -= 1;
-        self.popping -= usize::from(pops(flow));
+        self.forget_edits(flow);
         let priorities = self.priorities[table].entry(*flow.mask).or_default();
         priorities.remove(flow.priority);
         let table_ref = Arc::make_mut(&mut self.tables.tables[table]);
@@ -396,9 +402,19 @@ impl FlowTables {
         if priorities.0.is_empty() {
             self.priorities[table].remove(&*flow.mask);
         }
-        if self.tables.tables[table].subtables().len() != masks || self.popping == 0 {
+        if self.tables.tables[table].subtables().len() != masks || dependent != self.dependent() {
             self.update_mask();
         }
+    }
+
+    fn forget_edits(&mut self, flow: &Flow) {
+        self.popping -= usize::from(pops(flow));
+        self.labelling -= usize::from(labels(flow));
+    }
+
+    /// Which edits there are that make what is below a tag or label visible.
+    fn dependent(&self) -> (bool, bool) {
+        (self.popping > 0, self.labelling > 0)
     }
 
     /// The union of all masks, and what edits make decisions depend on besides.
@@ -413,6 +429,11 @@ impl FlowTables {
                 for tag in [field::VLAN_TCI, field::VLAN_TCI_2, field::VLAN_TCI_3] {
                     mask.set(tag, u64::MAX);
                 }
+            }
+        }
+        if self.labelling > 0 && mask != FlowKey::ZERO {
+            for place in [field::ETH_TYPE, field::MPLS_1, field::MPLS_2, field::MPLS_PAYLOAD] {
+                mask.set(place, u64::MAX);
             }
         }
         self.tables.mask = mask;
@@ -430,6 +451,11 @@ fn check_goto(table: u8, instructions: &Instructions) -> Result<(), FlowModError
 
 fn pops(flow: &Flow) -> bool {
     flow.instructions.actions().any(|action| matches!(action, Action::Edit(Edit::PopVlan)))
+}
+
+fn labels(flow: &Flow) -> bool {
+    let changes = |edit: &Edit| matches!(edit, Edit::PushMpls(_) | Edit::PopMpls(_) | Edit::SetMplsBos(_));
+    flow.instructions.actions().any(|action| matches!(action, Action::Edit(edit) if changes(edit)))
 }
 
 /// Whether some flow of this priority can match a packet that the given match matches too. That includes a flow

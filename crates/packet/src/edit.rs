@@ -3,6 +3,7 @@
 
 use crate::{FlowKey, Header, MacAddr, ethertype, field};
 
+mod mpls;
 mod network;
 
 /// Sets the destination address.
@@ -92,7 +93,7 @@ impl Outcome {
 }
 
 /// An edit as a value: what it does to the bytes and what it does to the key are two functions that must agree.
-/// Checksums of IPv4, TCP, UDP and ICMP are kept right.
+/// Checksums of IPv4, TCP, UDP, SCTP and ICMP are kept right.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Edit {
     /// [`push_vlan`] with this TPID.
@@ -111,7 +112,9 @@ pub enum Edit {
     SetIpDscp(u8),
     /// ECN of IPv4 or IPv6.
     SetIpEcn(u8),
-    /// Protocol of IPv4.
+    /// EtherType behind the VLAN tags. What the bytes above it mean then is not looked at.
+    SetEthType(u16),
+    /// Protocol of IPv4, or the last next-header value of IPv6.
     SetIpProto(u8),
     /// TTL or hop limit.
     SetTtl(u8),
@@ -127,9 +130,9 @@ pub enum Edit {
     SetIpv6Dst([u8; 16]),
     /// IPv6 flow label.
     SetIpv6Flabel(u32),
-    /// Source port of this protocol, TCP or UDP.
+    /// Source port of this protocol: TCP, UDP or SCTP.
     SetTpSrc(u8, u16),
-    /// Destination port of this protocol, TCP or UDP.
+    /// Destination port of this protocol: TCP, UDP or SCTP.
     SetTpDst(u8, u16),
     /// Type of this protocol, ICMP or ICMPv6.
     SetIcmpType(u8, u8),
@@ -151,6 +154,27 @@ pub enum Edit {
     SetNdSll(MacAddr),
     /// Target link-layer option of a neighbour advertisement.
     SetNdTll(MacAddr),
+    /// Pushes an MPLS label with this EtherType behind the VLAN tags: a copy of the outer one, else label 0 with the
+    /// TTL of IP.
+    PushMpls(u16),
+    /// Pops the outer MPLS label; what follows has this EtherType.
+    PopMpls(u16),
+    /// Label of the outer MPLS entry.
+    SetMplsLabel(u32),
+    /// Traffic class of the outer MPLS entry.
+    SetMplsTc(u8),
+    /// Bottom of stack bit of the outer MPLS entry.
+    SetMplsBos(bool),
+    /// TTL of the outer MPLS entry.
+    SetMplsTtl(u8),
+    /// TTL of the outer MPLS entry minus one; [`Outcome::Expired`] instead of zero.
+    DecMplsTtl,
+    /// TTL of the outer MPLS entry from the next header: another entry, IPv4 or IPv6.
+    CopyTtlOut,
+    /// TTL of the next header from the outer MPLS entry.
+    CopyTtlIn,
+    /// Tunnel id of the packet in the pipeline; no byte of it.
+    SetTunnelId(u64),
 }
 
 impl Edit {
@@ -165,7 +189,8 @@ impl Edit {
             Edit::SetVlanPcp(pcp) => Outcome::of(set_vlan_pcp(header, pcp)),
             Edit::SetEthDst(address) => Outcome::of(set_eth_dst(header, address)),
             Edit::SetEthSrc(address) => Outcome::of(set_eth_src(header, address)),
-            other => network::apply(other, header),
+            Edit::SetTunnelId(_) => Outcome::Done,
+            other => mpls::apply(other, header).unwrap_or_else(|| network::apply(other, header)),
         }
     }
 
@@ -189,6 +214,8 @@ impl Edit {
             Edit::SetVlanVid(_) | Edit::SetVlanPcp(_) => {}
             Edit::SetEthDst(address) => key.set(field::ETH_DST, address.to_u64()),
             Edit::SetEthSrc(address) => key.set(field::ETH_SRC, address.to_u64()),
+            Edit::SetTunnelId(id) => key.set(field::TUNNEL_ID, id),
+            other if mpls::apply_to_key(other, key) => {}
             other => network::apply_to_key(other, key),
         }
     }

@@ -121,6 +121,9 @@ pub mod field {
     pub const MPLS_TC: Field = Field::new(4, 9, 3);
     /// Bottom of stack bit of the outer MPLS entry.
     pub const MPLS_BOS: Field = Field::new(4, 8, 1);
+    /// What is below the MPLS stack, seen through at most two entries: 0 unknown, 1 IPv4, 2 IPv6, 3 ARP. Not
+    /// matchable; says what a pop uncovers.
+    pub const MPLS_PAYLOAD: Field = Field::new(4, 0, 2);
     /// Table metadata; zero at the start of the pipeline.
     pub const METADATA: Field = Field::new(5, 0, 64);
     /// Logical port metadata.

@@ -22,10 +22,15 @@ pub(crate) struct Layout {
     pub l3: usize,
     /// Protocol above IP; 0 for ARP.
     pub proto: u8,
+    /// Where the protocol's number stands.
+    pub proto_at: usize,
     /// Where a complete transport header begins; `None` in later fragments and where it is cut off.
     pub l4: Option<usize>,
     /// The end of what belongs to the packet within the header copy.
     pub end: usize,
+    /// Bytes from `l4` to the end of the packet by its network header, however much of it is in the copy; 0 where
+    /// that is not known: fragments and jumbograms.
+    pub l4_bytes: usize,
     /// An IPv6 routing header with segments left: the destination is not the one in the transport checksum.
     pub routed: bool,
 }
@@ -42,7 +47,8 @@ impl Layout {
             ethertype::IPV6 => ipv6(frame, l3),
             ethertype::ARP if payload.get(..6) == Some(&[0, 1, 8, 0, 6, 4]) && payload.len() >= 28 => {
                 let end = l3 + 28;
-                Some(Layout { network: Network::Arp, l3, proto: 0, l4: None, end, routed: false })
+                let (proto, proto_at, l4, l4_bytes) = (0, l3, None, 0);
+                Some(Layout { network: Network::Arp, l3, proto, proto_at, l4, end, l4_bytes, routed: false })
             }
             _ => None,
         }
@@ -82,10 +88,13 @@ fn ipv4(frame: &[u8], l3: usize) -> Option<Layout> {
     let proto = header[9];
     let end = frame.len().min(l3 + total_len);
     let l4 = l3 + header_len;
-    let first = u16::from_be_bytes([header[6], header[7]]) & 0x1fff == 0;
+    let fragment = u16::from_be_bytes([header[6], header[7]]);
+    let first = fragment & 0x1fff == 0;
     let whole = transport_len(proto, false).is_some_and(|len| end - l4 >= len);
     let l4 = (first && whole).then_some(l4);
-    Some(Layout { network: Network::Ipv4, l3, proto, l4, end, routed: false })
+    let l4_bytes = if fragment & 0x3fff == 0 { total_len - header_len } else { 0 };
+    let (network, proto_at, routed) = (Network::Ipv4, l3 + 9, false);
+    Some(Layout { network, l3, proto, proto_at, l4, end, l4_bytes, routed })
 }
 
 fn ipv6(frame: &[u8], l3: usize) -> Option<Layout> {
@@ -97,7 +106,11 @@ fn ipv6(frame: &[u8], l3: usize) -> Option<Layout> {
     let rest = if payload_len == 0 { rest } else { &rest[..rest.len().min(payload_len)] };
     let end = l3 + 40 + rest.len();
     let chain = extension_headers(header[6], rest);
+    let extensions = rest.len() - chain.rest.len();
+    let proto_at = chain.proto_at.map_or(l3 + 6, |at| l3 + 40 + at);
+    let l4_bytes = if chain.fragment { 0 } else { payload_len.saturating_sub(extensions) };
     let whole = transport_len(chain.proto, true).is_some_and(|len| chain.rest.len() >= len);
     let l4 = (!chain.later_fragment && whole).then(|| end - chain.rest.len());
-    Some(Layout { network: Network::Ipv6, l3, proto: chain.proto, l4, end, routed: chain.routed })
+    let (network, proto, routed) = (Network::Ipv6, chain.proto, chain.routed);
+    Some(Layout { network, l3, proto, proto_at, l4, end, l4_bytes, routed })
 }

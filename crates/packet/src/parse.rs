@@ -120,7 +120,7 @@ fn ipv4(key: &mut FlowKey, bytes: &[u8]) {
     let later_fragment = u16::from_be_bytes([header[6], header[7]]) & 0x1fff != 0;
     if !later_fragment {
         // Ethernet padding is not transport data.
-        transport(key, header[9], &bytes[header_len..bytes.len().min(total_len)]);
+        transport(key, header[9], &bytes[header_len..bytes.len().min(total_len)], false);
     }
 }
 
@@ -159,7 +159,7 @@ fn ipv6(key: &mut FlowKey, bytes: &[u8]) {
     key.set(field::IP_PROTO, u64::from(chain.proto));
     key.set(field::IPV6_EXTHDR, chain.seen);
     if !chain.later_fragment {
-        transport(key, chain.proto, chain.rest);
+        transport(key, chain.proto, chain.rest, true);
     }
 }
 
@@ -167,8 +167,12 @@ fn ipv6(key: &mut FlowKey, bytes: &[u8]) {
 pub(crate) struct Chain<'a> {
     /// The first next-header value that is not an extension header the walk can skip.
     pub proto: u8,
+    /// Where that value stands, if in an extension header, counted from the first one.
+    pub proto_at: Option<usize>,
     /// `OFPIEH_*` bits.
     pub seen: u64,
+    /// A fragment header that says that there is more than this packet.
+    pub fragment: bool,
     /// A fragment other than the first: what follows is not a transport header.
     pub later_fragment: bool,
     /// A routing header that has segments left.
@@ -179,7 +183,16 @@ pub(crate) struct Chain<'a> {
 
 /// Walks the extension headers (RFC 8200, 4.1 gives the order that `UNSEQUENCED` is about).
 pub(crate) fn extension_headers(first: u8, rest: &[u8]) -> Chain<'_> {
-    let mut chain = Chain { proto: first, seen: 0, later_fragment: false, routed: false, rest };
+    let mut chain = Chain {
+        proto: first,
+        proto_at: None,
+        seen: 0,
+        fragment: false,
+        later_fragment: false,
+        routed: false,
+        rest,
+    };
+    let whole = rest.len();
     let mut rank_before = 0;
     let mut destinations = 0;
     loop {
@@ -219,8 +232,9 @@ pub(crate) fn extension_headers(first: u8, rest: &[u8]) -> Chain<'_> {
             exthdr::AUTH => (usize::from(len) + 2) * 4,
             _ => (usize::from(len) + 1) * 8,
         };
-        if bit == exthdr::FRAG && be16(chain.rest, 2) & 0xfff8 != 0 {
-            chain.later_fragment = true;
+        if bit == exthdr::FRAG {
+            chain.fragment |= be16(chain.rest, 2) & 0xfff9 != 0;
+            chain.later_fragment |= be16(chain.rest, 2) & 0xfff8 != 0;
         }
         if bit == exthdr::ROUTER && chain.rest.get(3).is_some_and(|left| *left != 0) {
             chain.routed = true;
@@ -229,6 +243,7 @@ pub(crate) fn extension_headers(first: u8, rest: &[u8]) -> Chain<'_> {
             chain.rest = &[];
             return chain;
         };
+        chain.proto_at = Some(whole - chain.rest.len());
         (chain.proto, chain.rest) = (next, after);
         if chain.later_fragment {
             return chain;
@@ -236,8 +251,7 @@ pub(crate) fn extension_headers(first: u8, rest: &[u8]) -> Chain<'_> {
     }
 }
 
-fn transport(key: &mut FlowKey, proto: u8, bytes: &[u8]) {
-    let ipv6 = key.eth_type() == ethertype::IPV6;
+fn transport(key: &mut FlowKey, proto: u8, bytes: &[u8], ipv6: bool) {
     let Some(enough) = transport_len(proto, ipv6) else {
         return;
     };
@@ -301,6 +315,27 @@ fn arp(key: &mut FlowKey, bytes: &[u8]) {
     key.set(field::ARP_TPA, be32(&[d0, d1, d2, d3]));
 }
 
+/// What an MPLS stack carries. The labels do not say; everybody who looks goes by the first bytes (RFC 4928).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum MplsPayload {
+    Unknown = 0,
+    Ipv4 = 1,
+    Ipv6 = 2,
+    Arp = 3,
+}
+
+/// Guesses from the bytes below the bottom of the stack.
+pub(crate) fn mpls_payload(bytes: &[u8]) -> MplsPayload {
+    match bytes {
+        [first, ..] if first >> 4 == 4 => MplsPayload::Ipv4,
+        [first, ..] if first >> 4 == 6 => MplsPayload::Ipv6,
+        [0, 1, 8, 0, 6, 4, ..] => MplsPayload::Arp,
+        _ => MplsPayload::Unknown,
+    }
+}
+
+/// Two entries, and what is below the bottom if that is one of them: the fields that a pop uncovers. No match reads
+/// them before, because their prerequisite is the EtherType.
 fn mpls(key: &mut FlowKey, bytes: &[u8]) {
     let mut rest = bytes;
     for entry in [field::MPLS_1, field::MPLS_2] {
@@ -312,7 +347,14 @@ fn mpls(key: &mut FlowKey, bytes: &[u8]) {
         key.set(entry, u64::from(word));
         rest = after;
         if word & 1 != 0 {
-            break;
+            let payload = mpls_payload(rest);
+            key.set(field::MPLS_PAYLOAD, payload as u64);
+            return match payload {
+                MplsPayload::Ipv4 => ipv4(key, rest),
+                MplsPayload::Ipv6 => ipv6(key, rest),
+                MplsPayload::Arp => arp(key, rest),
+                MplsPayload::Unknown => {}
+            };
         }
     }
 }

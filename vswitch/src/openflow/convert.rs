@@ -1,11 +1,10 @@
-//! Between the codec's words and the pipeline's: matches, actions, instructions, flows.
+//! Between the codec's words and the pipeline's: matches and flows.
 
-use std::sync::Arc;
+use ofp::{ErrorCode, Field, FlowModFlags, Match};
+use packet::{FlowKey, field};
 
-use ofp::{ErrorCode, Field, FlowModFlags, Instruction, Match, OxmField};
-use packet::{Edit, FlowKey, MacAddr, field};
-
-use crate::flow::{ACTIONS_MAX, Action, Flow, FlowFlags, Instructions};
+pub use super::actions::{actions, instructions};
+use crate::flow::{Flow, FlowFlags};
 use crate::flow_tables::{FlowModError, Selection};
 use crate::model::PortNo;
 
@@ -178,147 +177,10 @@ pub fn flow_stats(flow: &Flow, now_ms: u64) -> ofp::FlowStats {
     }
 }
 
-/// The instructions of a flow-mod with this match.
-///
-/// # Errors
-/// An instruction or action that is unknown, not supported, or makes no sense for the match.
-pub fn instructions(wire: &[Instruction], matching: &Match) -> Result<Arc<Instructions>, ErrorCode> {
-    let mut result = Instructions { wire: wire.to_vec(), ..Instructions::default() };
-    let mut kinds = 0u32;
-    for instruction in wire {
-        let kind = 1u32.checked_shl(instruction.number().into()).unwrap_or(0);
-        if kinds & kind != 0 {
-            // At most one of a type (OpenFlow 1.3.5, 5.9); 1.3 has no code of its own for it.
-            return Err(ErrorCode::UNSUPPORTED_INSTRUCTION);
-        }
-        kinds |= kind;
-        match instruction {
-            Instruction::GotoTable(table) => result.goto = Some(*table),
-            Instruction::WriteMetadata { metadata, mask } => result.metadata = Some((*metadata, *mask)),
-            Instruction::ApplyActions(list) => result.apply = actions(list, Some(matching))?,
-            Instruction::WriteActions(list) => result.write = actions(list, Some(matching))?,
-            Instruction::ClearActions => result.clear = true,
-            Instruction::Meter(_) => return Err(ErrorCode::UNSUPPORTED_INSTRUCTION),
-            Instruction::Experimenter { .. } => return Err(ErrorCode::INSTRUCTION_BAD_EXPERIMENTER),
-        }
-    }
-    Ok(Arc::new(result))
-}
-
-/// An action list. `matching`: that of the flow; `None` for a packet-out, where TABLE is a legal port.
-///
-/// # Errors
-/// See [`instructions`].
-pub fn actions(wire: &[ofp::Action], matching: Option<&Match>) -> Result<Vec<Action>, ErrorCode> {
-    if wire.len() > ACTIONS_MAX {
-        return Err(ErrorCode::ACTION_TOO_MANY);
-    }
-    let mut pushed = false;
-    let mut list = Vec::with_capacity(wire.len());
-    for action in wire {
-        list.push(match action {
-            ofp::Action::Output { port, max_len } => output(PortNo(port.0), *max_len, matching.is_none())?,
-            ofp::Action::PushVlan(tpid) => {
-                pushed = true;
-                if *tpid != packet::ethertype::VLAN && *tpid != packet::ethertype::SERVICE_VLAN {
-                    return Err(ErrorCode::ACTION_BAD_ARGUMENT);
-                }
-                Action::Edit(Edit::PushVlan(*tpid))
-            }
-            ofp::Action::PopVlan => Action::Edit(Edit::PopVlan),
-            ofp::Action::SetField(field) => Action::Edit(set_field(field, matching, pushed)?),
-            ofp::Action::SetNwTtl(ttl) => Action::Edit(Edit::SetTtl(*ttl)),
-            ofp::Action::DecNwTtl => Action::Edit(Edit::DecTtl),
-            ofp::Action::Group(_) => return Err(ErrorCode::ACTION_BAD_OUT_GROUP),
-            ofp::Action::SetQueue(_) => return Err(ErrorCode::ACTION_BAD_QUEUE),
-            ofp::Action::Experimenter { .. } => return Err(ErrorCode::ACTION_BAD_EXPERIMENTER),
-            ofp::Action::CopyTtlOut
-            | ofp::Action::CopyTtlIn
-            | ofp::Action::SetMplsTtl(_)
-            | ofp::Action::DecMplsTtl
-            | ofp::Action::PushMpls(_)
-            | ofp::Action::PopMpls(_)
-            | ofp::Action::PushPbb(_)
-            | ofp::Action::PopPbb => return Err(ErrorCode::ACTION_BAD_TYPE),
-        });
-    }
-    Ok(list)
-}
-
-fn output(port: PortNo, max_len: u16, packet_out: bool) -> Result<Action, ErrorCode> {
-    let legal = match port {
-        PortNo::ANY => false,
-        PortNo::TABLE => packet_out,
-        PortNo::IN_PORT
-        | PortNo::NORMAL
-        | PortNo::FLOOD
-        | PortNo::ALL
-        | PortNo::CONTROLLER
-        | PortNo::LOCAL => true,
-        port => port.is_physical(),
-    };
-    if legal { Ok(Action::Output { port, max_len }) } else { Err(ErrorCode::ACTION_BAD_OUT_PORT) }
-}
-
-fn set_field(oxm: &OxmField, matching: Option<&Match>, pushed: bool) -> Result<Edit, ErrorCode> {
-    // A flow that matches untagged packets only and pushes no tag cannot set one.
-    let none = |oxm: &OxmField| *oxm == OxmField::VlanVid(ofp::Masked::exact(ofp::VID_NONE));
-    let untagged = matching.is_some_and(|matching| matching.fields.iter().any(none));
-    let tag = if untagged && !pushed { Err(ErrorCode::ACTION_MATCH_INCONSISTENT) } else { Ok(()) };
-    let inconsistent = |field| matching.is_some_and(|matching| !matching.allows_set(field));
-    match oxm.field() {
-        // A tag may have been pushed by this list or an earlier table.
-        Some(Field::VlanVid | Field::VlanPcp) => tag?,
-        Some(field) if inconsistent(field) => return Err(ErrorCode::ACTION_MATCH_INCONSISTENT),
-        _ => {}
-    }
-    let (tcp, udp) = (packet::ip_proto::TCP, packet::ip_proto::UDP);
-    let (icmp, icmpv6) = (packet::ip_proto::ICMP, packet::ip_proto::ICMPV6);
-    let mac = |address: &ofp::MacAddr| MacAddr(address.0);
-    Ok(match oxm {
-        OxmField::VlanVid(vid) if vid.value & ofp::VID_PRESENT == 0 => {
-            return Err(ErrorCode::ACTION_BAD_SET_ARGUMENT);
-        }
-        OxmField::VlanVid(vid) => Edit::SetVlanVid(vid.value & 0x0fff),
-        OxmField::VlanPcp(pcp) => Edit::SetVlanPcp(*pcp),
-        OxmField::EthDst(address) => Edit::SetEthDst(mac(&address.value)),
-        OxmField::EthSrc(address) => Edit::SetEthSrc(mac(&address.value)),
-        OxmField::IpDscp(dscp) => Edit::SetIpDscp(*dscp),
-        OxmField::IpEcn(ecn) => Edit::SetIpEcn(*ecn),
-        // In IPv6 the protocol may be behind extension headers: not settable.
-        OxmField::IpProto(proto) if matching.is_none_or(is_ipv4) => Edit::SetIpProto(*proto),
-        OxmField::Ipv4Src(address) => Edit::SetIpv4Src(address.value.octets()),
-        OxmField::Ipv4Dst(address) => Edit::SetIpv4Dst(address.value.octets()),
-        OxmField::Ipv6Src(address) => Edit::SetIpv6Src(address.value.octets()),
-        OxmField::Ipv6Dst(address) => Edit::SetIpv6Dst(address.value.octets()),
-        OxmField::Ipv6Flabel(label) => Edit::SetIpv6Flabel(label.value),
-        OxmField::TcpSrc(port) => Edit::SetTpSrc(tcp, port.value),
-        OxmField::TcpDst(port) => Edit::SetTpDst(tcp, port.value),
-        OxmField::UdpSrc(port) => Edit::SetTpSrc(udp, port.value),
-        OxmField::UdpDst(port) => Edit::SetTpDst(udp, port.value),
-        OxmField::Icmpv4Type(kind) => Edit::SetIcmpType(icmp, *kind),
-        OxmField::Icmpv4Code(code) => Edit::SetIcmpCode(icmp, *code),
-        OxmField::Icmpv6Type(kind) => Edit::SetIcmpType(icmpv6, *kind),
-        OxmField::Icmpv6Code(code) => Edit::SetIcmpCode(icmpv6, *code),
-        OxmField::ArpOp(op) => Edit::SetArpOp(*op),
-        OxmField::ArpSpa(address) => Edit::SetArpSpa(address.value.octets()),
-        OxmField::ArpTpa(address) => Edit::SetArpTpa(address.value.octets()),
-        OxmField::ArpSha(address) => Edit::SetArpSha(mac(&address.value)),
-        OxmField::ArpTha(address) => Edit::SetArpTha(mac(&address.value)),
-        OxmField::Ipv6NdTarget(target) => Edit::SetNdTarget(target.value.octets()),
-        OxmField::Ipv6NdSll(address) => Edit::SetNdSll(mac(address)),
-        OxmField::Ipv6NdTll(address) => Edit::SetNdTll(mac(address)),
-        _ => return Err(ErrorCode::ACTION_BAD_SET_TYPE),
-    })
-}
-
-fn is_ipv4(matching: &Match) -> bool {
-    matching.fields.contains(&OxmField::EthType(packet::ethertype::IPV4))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ofp::OxmField;
     use proptest::prelude::*;
 
     /// A field with a random value and mask.
@@ -364,35 +226,5 @@ mod tests {
             prop_assert_eq!(back.validate(), Ok(()));
             prop_assert_eq!(back.normalized(), matching_given.normalized());
         }
-    }
-
-    #[test]
-    fn instructions_are_refused_with_the_codes_of_the_specification() {
-        let any = Match::any();
-        let apply = |action| instructions(&[Instruction::ApplyActions(vec![action])], &any).map(|_| ());
-        let output = |port| ofp::Action::Output { port, max_len: 0 };
-        assert_eq!(apply(output(ofp::PortNo(1))), Ok(()));
-        assert_eq!(apply(output(ofp::PortNo(0xfeff))), Ok(()));
-        for port in [ofp::PortNo(0), ofp::PortNo(0xff00), ofp::PortNo::ANY, ofp::PortNo::TABLE] {
-            assert_eq!(apply(output(port)), Err(ErrorCode::ACTION_BAD_OUT_PORT), "{port}");
-        }
-        assert_eq!(apply(ofp::Action::Group(1)), Err(ErrorCode::ACTION_BAD_OUT_GROUP));
-        assert_eq!(apply(ofp::Action::PushVlan(0x0800)), Err(ErrorCode::ACTION_BAD_ARGUMENT));
-        let vid = |value| ofp::Action::SetField(OxmField::VlanVid(ofp::Masked::exact(value)));
-        assert_eq!(apply(vid(10)), Err(ErrorCode::ACTION_BAD_SET_ARGUMENT));
-        assert_eq!(apply(vid(0x100a)), Ok(()));
-        let untagged = Match::any().with(OxmField::VlanVid(ofp::Masked::exact(ofp::VID_NONE)));
-        let push_and_set = vec![ofp::Action::PushVlan(0x8100), vid(0x100a)];
-        let set = [Instruction::ApplyActions(vec![vid(0x100a)])];
-        assert_eq!(instructions(&set, &untagged).map(|_| ()), Err(ErrorCode::ACTION_MATCH_INCONSISTENT));
-        assert!(instructions(&[Instruction::ApplyActions(push_and_set)], &untagged).is_ok());
-        let many = vec![output(ofp::PortNo(1)); ACTIONS_MAX + 1];
-        assert_eq!(actions(&many, None), Err(ErrorCode::ACTION_TOO_MANY));
-        let twice = [Instruction::ClearActions, Instruction::ClearActions];
-        assert_eq!(instructions(&twice, &any).map(|_| ()), Err(ErrorCode::UNSUPPORTED_INSTRUCTION));
-        assert_eq!(
-            instructions(&[Instruction::Meter(1)], &any).map(|_| ()),
-            Err(ErrorCode::UNSUPPORTED_INSTRUCTION)
-        );
     }
 }

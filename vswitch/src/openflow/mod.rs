@@ -8,6 +8,7 @@
 //! A controller can do no more harm than its flows: messages are decoded by `ofp`, every queue is bounded, and a
 //! session that breaks the protocol or does not read is closed without touching the others.
 
+mod actions;
 mod connection;
 pub mod convert;
 mod dispatch;

@@ -13,10 +13,10 @@ use crate::tables::TABLES;
 
 /// Numbers of the instructions that flows can have (7.2.4): goto, metadata, write, apply, clear.
 const INSTRUCTIONS: [u16; 5] = [1, 2, 3, 4, 5];
-/// Numbers of the actions (7.2.5): output, push and pop VLAN, set and decrement TTL, set-field.
-const ACTIONS: [u16; 6] = [0, 17, 18, 23, 24, 25];
+/// Numbers of the actions (7.2.5): output; copy, set and decrement TTLs; push and pop VLAN and MPLS; set-field.
+const ACTIONS: [u16; 13] = [0, 11, 12, 15, 16, 17, 18, 19, 20, 22, 23, 24, 25];
 /// Fields that set-field can change.
-const SETTABLE: [Field; 28] = [
+const SETTABLE: [Field; 35] = [
     Field::EthDst,
     Field::EthSrc,
     Field::VlanVid,
@@ -45,6 +45,13 @@ const SETTABLE: [Field; 28] = [
     Field::Ipv6NdTarget,
     Field::Ipv6NdSll,
     Field::Ipv6NdTll,
+    Field::EthType,
+    Field::SctpSrc,
+    Field::SctpDst,
+    Field::MplsLabel,
+    Field::MplsTc,
+    Field::MplsBos,
+    Field::TunnelId,
 ];
 
 /// The features reply.

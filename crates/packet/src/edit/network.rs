@@ -57,8 +57,9 @@ fn ipv4(edit: Edit, header: &mut Header, layout: &Layout) -> Outcome {
             change(header, layout, l3, &bytes, Covered::Ipv4Header)
         }
         Edit::SetIpProto(proto) => {
+            // The pseudo header has the protocol behind a zero, the header behind the TTL: the same to a sum.
             let bytes = [at(8), proto];
-            change(header, layout, l3 + 8, &bytes, Covered::Ipv4Header)
+            change(header, layout, l3 + 8, &bytes, Covered::Ipv4Address)
         }
         Edit::DecTtl if at(8) <= 1 => Outcome::Expired,
         Edit::SetTtl(_) | Edit::DecTtl => {
@@ -95,6 +96,7 @@ fn ipv6(edit: Edit, header: &mut Header, layout: &Layout) -> Outcome {
             let limit = if let Edit::SetTtl(limit) = edit { limit } else { at(7) - 1 };
             change(header, layout, l3 + 7, &[limit], Covered::Nothing)
         }
+        Edit::SetIpProto(proto) => ipv6_proto(header, layout, proto),
         Edit::SetIpv6Src(address) => change(header, layout, l3 + 8, &address, Covered::Ipv6Address),
         Edit::SetIpv6Dst(address) => {
             // With segments left the last destination, in the routing header, is the one that was summed.
@@ -117,8 +119,12 @@ fn transport(edit: Edit, header: &mut Header, layout: &Layout) -> Outcome {
         }
     };
     match edit {
-        // The CRC of SCTP covers the payload, which is not here.
-        Edit::SetTpSrc(ip_proto::SCTP, _) | Edit::SetTpDst(ip_proto::SCTP, _) => Outcome::Absent,
+        Edit::SetTpSrc(ip_proto::SCTP, port) if layout.proto == ip_proto::SCTP => {
+            sctp_port(header, layout, l4, 0, port)
+        }
+        Edit::SetTpDst(ip_proto::SCTP, port) if layout.proto == ip_proto::SCTP => {
+            sctp_port(header, layout, l4, 2, port)
+        }
         Edit::SetTpSrc(proto, port) => set(header, proto, 0, &port.to_be_bytes()),
         Edit::SetTpDst(proto, port) => set(header, proto, 2, &port.to_be_bytes()),
         Edit::SetIcmpType(proto, kind) => {
@@ -140,6 +146,41 @@ fn transport(edit: Edit, header: &mut Header, layout: &Layout) -> Outcome {
         }
         _ => Outcome::Absent,
     }
+}
+
+/// Sets the last next-header value of IPv6, which the pseudo header has at another place than the packet.
+fn ipv6_proto(header: &mut Header, layout: &Layout, proto: u8) -> Outcome {
+    let partial = header.partial_checksum();
+    let bytes = header.bytes_mut();
+    let Some(place) = bytes.get_mut(layout.proto_at) else {
+        return Outcome::Absent;
+    };
+    let old = [0, std::mem::replace(place, proto)];
+    if let Some(at) = layout.checksum_at() {
+        rewrite_transport(bytes, at, layout.proto, partial, &old, &[0, proto]);
+    }
+    Outcome::Done
+}
+
+/// Sets a port of SCTP. Its CRC-32C covers the payload, most of which is not here; but a CRC is linear, so what the
+/// change does to it depends on the changed bytes and on how many follow them.
+fn sctp_port(header: &mut Header, layout: &Layout, l4: usize, offset: usize, port: u16) -> Outcome {
+    let partial = header.partial_checksum();
+    let Some(after) = layout.l4_bytes.checked_sub(offset + 2) else {
+        return Outcome::Absent;
+    };
+    let Some(sctp) = header.bytes_mut().get_mut(l4..l4 + 12) else {
+        return Outcome::Absent;
+    };
+    let new = port.to_be_bytes();
+    let change = crc32c::crc32c(&sctp[offset..offset + 2]) ^ crc32c::crc32c(&new);
+    sctp[offset..offset + 2].copy_from_slice(&new);
+    if !partial {
+        let old = u32::from_le_bytes([sctp[8], sctp[9], sctp[10], sctp[11]]);
+        let sum = old ^ crc32c::crc32c_combine(change, 0, after);
+        sctp[8..12].copy_from_slice(&sum.to_le_bytes());
+    }
+    Outcome::Done
 }
 
 /// Changes a part of a neighbour discovery message of one of these types; `find` says where and to what.
@@ -180,25 +221,26 @@ fn change(header: &mut Header, layout: &Layout, at: usize, value: &[u8], covered
     }
     let icmp4 = layout.network == Network::Ipv4 && layout.proto == ip_proto::ICMP;
     let pseudo = matches!(covered, Covered::Ipv4Address | Covered::Ipv6Address) && !icmp4;
-    let Some(sum_at) = layout.checksum_at() else {
-        return Outcome::Done;
-    };
-    match (covered, partial) {
-        // Only the pseudo header is summed yet.
-        _ if pseudo && partial => rewrite(bytes, sum_at, |sum| checksum::replace(sum, old, value)),
-        (Covered::Transport, true) => {}
-        _ if pseudo || covered == Covered::Transport => {
-            let udp = layout.proto == ip_proto::UDP;
-            rewrite(bytes, sum_at, |sum| match checksum::update(sum, old, value) {
-                // No checksum stays none, and a sum of zero is written as all ones (RFC 768).
-                _ if udp && sum == 0 => 0,
-                0 if udp => 0xffff,
-                new => new,
-            });
-        }
-        _ => {}
+    if let Some(at) = layout.checksum_at()
+        && (pseudo || (covered == Covered::Transport && !partial))
+    {
+        rewrite_transport(bytes, at, layout.proto, partial, old, value);
     }
     Outcome::Done
+}
+
+/// Updates the checksum at `at` of this protocol; a partial one is the sum of the pseudo header alone.
+fn rewrite_transport(bytes: &mut [u8], at: usize, proto: u8, partial: bool, old: &[u8], new: &[u8]) {
+    let udp = proto == ip_proto::UDP;
+    rewrite(bytes, at, |sum| match sum {
+        _ if partial => checksum::replace(sum, old, new),
+        // No checksum stays none, and a sum of zero is written as all ones (RFC 768).
+        0 if udp => 0,
+        sum => match checksum::update(sum, old, new) {
+            0 if udp => 0xffff,
+            new => new,
+        },
+    });
 }
 
 fn rewrite(bytes: &mut [u8], at: usize, new: impl FnOnce(u16) -> u16) {
@@ -224,7 +266,7 @@ pub(super) fn apply_to_key(edit: Edit, key: &mut FlowKey) {
     match edit {
         Edit::SetIpDscp(dscp) if ipv4 || ipv6 => key.set(field::IP_DSCP, dscp.into()),
         Edit::SetIpEcn(ecn) if ipv4 || ipv6 => key.set(field::IP_ECN, ecn.into()),
-        Edit::SetIpProto(proto) if ipv4 => key.set(field::IP_PROTO, proto.into()),
+        Edit::SetIpProto(proto) if ipv4 || ipv6 => key.set(field::IP_PROTO, proto.into()),
         Edit::SetIpv4Src(address) if ipv4 => key.set(field::IPV4_SRC, number(address)),
         Edit::SetIpv4Dst(address) if ipv4 => key.set(field::IPV4_DST, number(address)),
         Edit::SetArpSpa(address) if arp => key.set(field::ARP_SPA, number(address)),
