@@ -11,7 +11,7 @@ use xtask::lab::process::{Lifetime, Process};
 use crate::holds_within;
 
 /// How long a daemon may take until its admin socket answers.
-const START: Duration = Duration::from_secs(20);
+const START: Duration = Duration::from_secs(60);
 
 /// A running daemon; ended with the value.
 pub struct Daemon {

@@ -17,7 +17,7 @@ use vswitch::switch::Switch;
 use crate::net_frontend::{NetFrontend, NetOptions};
 
 /// How long a frame may take through the switch.
-pub const PATIENCE: Duration = Duration::from_secs(10);
+pub use crate::frontend::PATIENCE;
 /// Time in which a frame that must not come would have come: sent before others that did come, so this is short.
 pub const QUIET: Duration = Duration::from_millis(30);
 
@@ -104,7 +104,7 @@ impl TestSwitch {
     /// # Panics
     /// When it does not get there.
     pub fn expect_metric(&self, sample: &str, value: f64) {
-        let reached = crate::holds_within(crate::frontend::PATIENCE, || self.metric(sample) == value);
+        let reached = crate::holds_within(PATIENCE, || self.metric(sample) == value);
         assert!(reached, "{sample} is {} instead of {value}", self.metric(sample));
     }
 
@@ -113,8 +113,7 @@ impl TestSwitch {
     /// # Panics
     /// When it does not get there.
     pub fn expect_drops(&self, port: &str, direction: &str, reason: &str, count: f64) {
-        let reached =
-            crate::holds_within(crate::frontend::PATIENCE, || self.drops(port, direction, reason) == count);
+        let reached = crate::holds_within(PATIENCE, || self.drops(port, direction, reason) == count);
         let dropped = self.drops(port, direction, reason);
         assert!(reached, "{port} {direction} {reason}: {dropped} instead of {count}");
     }

@@ -1,6 +1,6 @@
 //! The storage daemon is killed under load, again and again: every request completes exactly once, and no data are lost.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tests::blk_frontend::*;
 use tests::frontend::PATIENCE;
@@ -145,10 +145,8 @@ fn every_request_completes_exactly_once_over_kills() {
         daemon.crash().unwrap();
         // The rings are full of requests; some were answered by the dead daemon, the others are owed.
         interrupted += (0..QUEUES).map(|queue| driver.in_flight(queue)).sum::<usize>();
-        let start = Instant::now();
         daemon.restart().unwrap();
         driver.reconnect().unwrap_or_else(|error| panic!("after kill {kill}: {error}"));
-        assert!(start.elapsed() < Duration::from_secs(10));
     }
     assert!(interrupted > KILLS as usize, "the load was never interrupted: {interrupted}");
     for load in &mut loads {

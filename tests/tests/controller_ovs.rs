@@ -17,9 +17,9 @@ const REST: &str = "127.0.0.1:8080";
 const METRICS: &str = "127.0.0.1:9103";
 
 /// For what must come to be.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 /// For an echo reply that comes; a loaded machine is slow.
-const REPLY: Duration = Duration::from_secs(9);
+const REPLY: Duration = Duration::from_secs(30);
 /// For an echo reply that must not come.
 const SILENCE: Duration = Duration::from_millis(400);
 
@@ -62,10 +62,13 @@ impl Stage {
         (answer.status.as_u16(), answer.json().unwrap())
     }
 
-    fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+    fn metrics(&self) -> Metrics {
         let server: SocketAddr = METRICS.parse().unwrap();
-        let metrics = self.ovs.namespace.enter(|| Metrics::scrape(server)).unwrap();
-        metrics.sum(name, labels).unwrap_or(0.0)
+        self.ovs.namespace.enter(|| Metrics::scrape(server)).unwrap()
+    }
+
+    fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+        self.metrics().sum(name, labels).unwrap_or(0.0)
     }
 
     /// Waits until so many switches are in session and have everything they can have.
@@ -174,7 +177,11 @@ fn networks_over_two_bridges_and_every_restart() {
     let flood = ["table=2", "priority=10000", "dl_vlan=10"];
     let known =
         || stage.ovs.flows("br1").iter().filter(|f| f.contains("table=2") && f.contains("dl_dst")).count();
-    assert!(holds_within(PATIENCE, || known() >= 4), "addresses are learned: {:#?}", stage.ovs.flows("br1"));
+    assert!(
+        holds_within(PATIENCE, || known() >= hosts.len()),
+        "addresses are learned: {:#?}",
+        stage.ovs.flows("br1")
+    );
     let before = packets(&stage.ovs, "br1", &flood);
     for _ in 0..20 {
         assert!(hosts[0].pings(&hosts[1], REPLY));
@@ -183,7 +190,6 @@ fn networks_over_two_bridges_and_every_restart() {
     assert!(flooded < 10, "{flooded} packets of 20 echoes between known hosts were flooded");
 
     // The same again sends nothing.
-    let flow_mods = |stage: &Stage| stage.metric("sluice_openflow_flow_mods_total", &[]);
     let before = stage.ovs.flows("br1").iter().filter(|flow| flow.contains("send_flow_rem")).count();
     make_networks(&stage);
     assert_eq!(stage.ovs.flows("br1").iter().filter(|flow| flow.contains("send_flow_rem")).count(), before);
@@ -193,14 +199,21 @@ fn networks_over_two_bridges_and_every_restart() {
     assert!(hosts[0].pings(&hosts[1], REPLY) && hosts[2].pings(&hosts[3], REPLY));
     stage.start_controller();
     stage.settled(2);
-    let sent = flow_mods(&stage) - 2.0 * stage.metric("sluice_controller_addresses_learned_total", &[]);
-    assert_eq!(sent, 0.0, "a restarted controller sent flow-mods: {:#?}", stage.ovs.flows("br1"));
+    // But for addresses learned meanwhile, two entries each.
+    let sent = || {
+        let metrics = stage.metrics();
+        let sum = |name| metrics.sum(name, &[]).unwrap_or(0.0);
+        sum("sluice_openflow_flow_mods_total") - 2.0 * sum("sluice_controller_addresses_learned_total")
+    };
+    assert!(holds_within(PATIENCE, || sent() == 0.0), "a restarted controller sent flow-mods");
     assert_eq!(stage.get("/v1/networks/red")["status"], "applied");
     assert_reach(&hosts, APART);
 
     // A switch that comes back empty gets all of it again.
+    let reconciled = |stage: &Stage| stage.metric("sluice_controller_reconcile_seconds_count", &[]);
+    let before = reconciled(&stage);
     stage.ovs.kill_and_restart();
-    let back = || stage.metric("sluice_controller_reconcile_seconds_count", &[]) >= 2.0;
+    let back = || reconciled(&stage) >= before + 2.0;
     assert!(holds_within(PATIENCE, back), "the rules are sent again");
     stage.settled(2);
     assert_reach(&hosts, APART);

@@ -13,7 +13,7 @@ use xtask::lab::{Daemon, Guest, Site, wait_for};
 use xtask::progress::Progress;
 
 const MIB: u64 = 1 << 20;
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(120);
 
 /// What every test stands on: an image, a directory of its own, the program.
 struct Ground {
@@ -145,7 +145,10 @@ fn resize(ground: &Ground, guest: &mut Guest, disk: &Path) {
         Ok((number(guest, "blockdev --getsize64 /dev/vda") == 96 * MIB).then_some(()))
     })
     .unwrap();
-    assert!(guest.run("dmesg").unwrap().contains("detected capacity change"));
+    wait_for("the guest's log tells of it", LIMIT, || {
+        Ok(guest.run("dmesg")?.contains("detected capacity change").then_some(()))
+    })
+    .unwrap();
     guest.run("dd if=/tmp/data of=/dev/vda bs=1M seek=88 oflag=direct conv=fsync 2>/dev/null").unwrap();
     assert_eq!(guest_sum(guest, "/tmp/data"), host_sum(disk, 88, 8));
 }

@@ -133,7 +133,7 @@ fn closing_does_not_wait_for_frontends() {
     assert!(holds_within(PATIENCE, || deaf.send_raw(&question.repeat(100), &[]).is_err()));
     let begin = Instant::now();
     endpoint.close();
-    assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
+    assert!(begin.elapsed() < PATIENCE, "{:?}", begin.elapsed());
     for frontend in [silent, half, running] {
         assert!(frontend.closed_within(PATIENCE));
     }
@@ -170,7 +170,7 @@ fn a_client_connects_at_once_and_again_whenever_the_frontend_comes_back() {
     let frontend = works(Frontend::from_stream(socket).unwrap());
     let begin = Instant::now();
     endpoint.close();
-    assert!(begin.elapsed() < Duration::from_secs(2));
+    assert!(begin.elapsed() < PATIENCE);
     assert!(frontend.closed_within(PATIENCE));
     assert!(path.exists(), "the socket belongs to the frontend");
 
@@ -187,7 +187,7 @@ fn a_client_connects_at_once_and_again_whenever_the_frontend_comes_back() {
     assert!(holds_within(PATIENCE, || endpoint.sessions().is_empty()));
     let begin = Instant::now();
     endpoint.close();
-    assert!(begin.elapsed() < Duration::from_secs(2));
+    assert!(begin.elapsed() < PATIENCE);
 }
 
 /// A frontend whose listener never accepts must not hold up closing either.
@@ -207,5 +207,5 @@ fn a_client_does_not_block_on_a_full_backlog() {
     works(Frontend::from_stream(socket).unwrap());
     let begin = Instant::now();
     endpoint.close();
-    assert!(begin.elapsed() < Duration::from_secs(2));
+    assert!(begin.elapsed() < PATIENCE);
 }

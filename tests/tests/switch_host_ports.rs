@@ -31,11 +31,17 @@ fn ip(arguments: &str) {
     assert!(done.success(), "ip {arguments}");
 }
 
-/// A veth pair `left` and `right`, up.
+/// A veth pair `left` and `right`, up. The kernel sets a device to work a moment after its peer came up, and until then
+/// drops what is sent.
 fn veth(mtu: u16) {
     ip(&format!("link add left mtu {mtu} type veth peer name right mtu {mtu}"));
     ip("link set left up");
     ip("link set right up");
+    let works = |device: &str| {
+        let output = Command::new("ip").args(["-o", "link", "show", device]).output().expect("ip(8)");
+        String::from_utf8_lossy(&output.stdout).contains("state UP")
+    };
+    assert!(tests::holds_within(PATIENCE, || works("left") && works("right")), "the devices come up");
 }
 
 /// Accepts all offloads.
@@ -148,6 +154,7 @@ fn a_tap_device_carries_frames_and_offloads() {
         two.switch.show("up").unwrap().link_up
     };
     assert!(tests::holds_within(PATIENCE, linked), "the carrier of the tap device");
+    two.switch.bridge().barrier().wait();
     exchange(&mut a, &mut b, 1486);
     let (sent, header) = tso(20_000);
     for _ in 0..2 {

@@ -20,7 +20,7 @@ use vswitch::model::{
 use vswitch::openflow::{Agent, AgentConfig};
 
 /// Longest wait for something that must happen.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 enum Command {
     Publish(Arc<Snapshot>),

@@ -11,7 +11,7 @@ use vswitch::bridge::BridgeConfig;
 use vswitch::openflow::AgentConfig;
 
 use crate::client::{Client, add};
-use crate::data_path::{PATIENCE, Switch, frame};
+use crate::data_path::{PATIENCE, Switch, frame, wait_for};
 
 fn start() -> Switch {
     Switch::start(BridgeConfig::default(), AgentConfig::default())
@@ -92,22 +92,26 @@ fn after_a_greeting_bad_messages_are_answered_and_the_session_goes_on() {
 
 #[test]
 fn half_a_message_and_then_silence_ends_the_session() {
-    let config = AgentConfig { probe_interval: Duration::from_millis(200), ..AgentConfig::default() };
+    let config = AgentConfig { probe_interval: Duration::from_millis(1500), ..AgentConfig::default() };
     let switch = Switch::start(BridgeConfig::default(), config);
-    // Greeted or not.
-    for greeting in [&HELLO[..], &[]] {
-        let mut stream = connect(&switch);
-        stream.write_all(greeting).expect("connected");
-        stream.write_all(&[4, 14, 0xff, 0xff, 0, 0]).expect("connected");
-        read_to_end(stream);
-    }
-    // One that answers echo requests lives.
     let mut client = Client::connect(&switch.socket());
-    let begin = std::time::Instant::now();
-    while begin.elapsed() < Duration::from_secs(1) {
+    // Greeted or not.
+    let silent: Vec<_> = [&HELLO[..], &[]]
+        .into_iter()
+        .map(|greeting| {
+            let mut stream = connect(&switch);
+            stream.write_all(greeting).expect("connected");
+            stream.write_all(&[4, 14, 0xff, 0xff, 0, 0]).expect("connected");
+            std::thread::spawn(move || read_to_end(stream))
+        })
+        .collect();
+    // All the while one that answers lives.
+    wait_for("the silent ones are closed", || {
         client.barrier();
-        std::thread::sleep(Duration::from_millis(50));
-    }
+        silent.iter().all(std::thread::JoinHandle::is_finished)
+    });
+    silent.into_iter().for_each(|reader| drop(reader.join().expect("closed")));
+    client.barrier();
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Sessions: what controllers say and hear.
 
 use std::net::TcpListener;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ofp::{
     Action, AsyncConfig, Body, ErrorCode, FlowMod, FlowModCommand, FlowModFlags, FlowRemovedReason,
@@ -87,6 +87,7 @@ fn packet_ins_are_limited_and_the_session_lives_on() {
     let mut client = Client::connect(&switch.socket());
     client.send(Body::FlowMod(add(0, &[], &[ofp::PortNo::CONTROLLER.0])));
     client.barrier();
+    let begin = Instant::now();
     for _ in 0..2000 {
         switch.frame(1, &frame(1, 2));
     }
@@ -98,7 +99,10 @@ fn packet_ins_are_limited_and_the_session_lives_on() {
         // The queue between workers and agent may have been full for a while.
         dealt_with >= 1000
     });
-    assert!(load(&stats.packet_ins_sent) < 500, "{stats:?}");
+    // A second's worth at once, then so many a second.
+    let allowed = 50 * (begin.elapsed().as_secs() + 2);
+    assert!(load(&stats.packet_ins_sent) <= allowed, "{allowed} allowed, {stats:?}");
+    assert!(load(&stats.packet_ins_dropped) > 0, "{stats:?}");
     client.barrier();
 }
 
@@ -130,22 +134,45 @@ fn removed_flows_are_reported_with_final_counters() {
     flow.hard_timeout = 1;
     client.send(Body::FlowMod(flow.clone()));
     let seen = client.notice(removed);
-    assert_eq!((seen.reason, seen.duration_sec, seen.hard_timeout), (FlowRemovedReason::HardTimeout, 1, 1));
+    assert_eq!((seen.reason, seen.hard_timeout), (FlowRemovedReason::HardTimeout, 1));
+    assert!(seen.duration_sec >= 1, "{seen:?}");
+}
 
-    (flow.hard_timeout, flow.idle_timeout) = (0, 1);
-    client.send(Body::FlowMod(flow));
-    client.barrier();
-    // Used for longer than the timeout: it must not go while packets come.
-    let begin = std::time::Instant::now();
-    let mut packets = 0;
-    while begin.elapsed() < Duration::from_millis(2200) {
-        packets += switch.frame(1, &frame(1, 2)).frames.len() as u64;
-        std::thread::sleep(Duration::from_millis(20));
+#[test]
+fn a_flow_in_use_is_not_idle() {
+    let switch = start();
+    let mut client = Client::connect(&switch.socket());
+    let mut flow = add(10, &[in_port(1)], &[2]);
+    (flow.flags, flow.idle_timeout) = (FlowModFlags::SEND_FLOW_REM, 2);
+    let removed = |body: &Body| match body {
+        Body::FlowRemoved(removed) => Some(removed.clone()),
+        _ => None,
+    };
+    // Used for longer than the timeout: it must not go while packets come. A machine that has no time for this thread
+    // may let the flow be idle after all; then it is tried again.
+    let half = Duration::from_millis(1000);
+    for _ in 0..10 {
+        client.send(Body::FlowMod(flow.clone()));
+        client.barrier();
+        let begin = Instant::now();
+        let (mut packets, mut last, mut longest) = (0, begin, Duration::ZERO);
+        while begin.elapsed() < Duration::from_millis(2500) {
+            packets += switch.frame(1, &frame(1, 2)).frames.len() as u64;
+            std::thread::sleep(Duration::from_millis(20));
+            longest = longest.max(last.elapsed());
+            last = Instant::now();
+        }
+        let there = client.flows().len();
+        longest = longest.max(last.elapsed());
+        let seen = client.notice(removed);
+        assert_eq!(seen.reason, FlowRemovedReason::IdleTimeout);
+        if longest < half {
+            assert_eq!((there, seen.packet_count), (1, packets));
+            assert!(seen.duration_sec >= 4, "{seen:?}");
+            return;
+        }
     }
-    assert_eq!(client.flows().len(), 1);
-    let seen = client.notice(removed);
-    assert_eq!((seen.reason, seen.packet_count), (FlowRemovedReason::IdleTimeout, packets));
-    assert!(seen.duration_sec >= 3, "{seen:?}");
+    panic!("this machine never had time for the test");
 }
 
 #[test]
@@ -317,9 +344,7 @@ fn controllers_are_dialled_again_and_flows_outlive_them() {
     assert_eq!(switch.frame(1, &frame(1, 2)).drops, [DropReason::TableMiss]);
     drop(client);
     wait_for("standalone again", || switch.frame(1, &frame(1, 2)).frames.len() == 3);
-    let begin = std::time::Instant::now();
     let mut client = accept();
-    assert!(begin.elapsed() < Duration::from_secs(2), "redialled too late");
     client.send(Body::FlowMod(add(1, &[in_port(1)], &[4])));
     client.barrier();
     drop(client);

@@ -1,9 +1,11 @@
 //! The three daemons of the project, started as an operator would start them.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::os::unix::net::UnixStream;
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::net::{self as unix, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -15,7 +17,7 @@ use super::wait::wait_for;
 use crate::paths;
 
 /// How long a daemon may take until it answers.
-const START_LIMIT: Duration = Duration::from_secs(20);
+const START_LIMIT: Duration = Duration::from_secs(60);
 
 /// The program, built, and where one set of its daemons lives.
 #[derive(Clone, Debug)]
@@ -215,11 +217,30 @@ impl Daemon {
     }
 }
 
-/// A loopback address that nobody listens on: port `preferred` when it is free, any with 0.
+/// Ports for daemons, below those that the kernel gives to connections by itself: such a port could be taken between our
+/// look and the daemon's start, or while a daemon is restarted.
+const PORTS: std::ops::Range<u16> = 12_000..32_000;
+
+/// A loopback address that nobody listens on: port `preferred` when it is free, any with 0. It is offered to no other
+/// caller, of whatever process, while this process lives.
 pub fn free_address(preferred: u16) -> anyhow::Result<SocketAddr> {
-    let bind = |port| TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
-    let listener = bind(preferred).or_else(|_| bind(0)).context("no free port on loopback")?;
-    Ok(listener.local_addr()?)
+    // Processes that run side by side begin at different places.
+    let count = u32::from(PORTS.end - PORTS.start);
+    let first = std::process::id().wrapping_mul(37) % count;
+    let others = (0..count).map(|n| PORTS.start + ((first + n) % count) as u16);
+    let mut ports = std::iter::once(preferred).filter(|port| *port != 0).chain(others);
+    let free = ports.find(|port| claim(*port) && TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok());
+    Ok((Ipv4Addr::LOCALHOST, free.context("no free port on loopback")?).into())
+}
+
+/// Takes a port for this process. The claim is a socket without a file, which goes with the process.
+fn claim(port: u16) -> bool {
+    static CLAIMS: Mutex<Vec<UnixListener>> = Mutex::new(Vec::new());
+    let listener = unix::SocketAddr::from_abstract_name(format!("sluice-lab-port-{port}"))
+        .and_then(|name| UnixListener::bind_addr(&name));
+    let claimed =
+        listener.map(|listener| CLAIMS.lock().unwrap_or_else(PoisonError::into_inner).push(listener));
+    claimed.is_ok()
 }
 
 #[cfg(test)]
@@ -231,5 +252,12 @@ mod tests {
         let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let port = taken.local_addr().unwrap().port();
         assert_ne!(free_address(port).unwrap().port(), port);
+    }
+
+    #[test]
+    fn a_port_is_offered_once() {
+        let [one, other] = [0; 2].map(|any| free_address(any).unwrap());
+        assert_ne!(one, other);
+        assert_ne!(free_address(one.port()).unwrap(), one, "although nobody listens there");
     }
 }
