@@ -109,7 +109,8 @@ struct Service {
 
 /// All volumes of a daemon. Its methods block: on files, and on workers that drain queues.
 pub struct Volumes {
-    state: StateDir,
+    /// `None` once they are closed: a request that comes too late must not overwrite the list.
+    state: Mutex<Option<StateDir>>,
     run_dir: PathBuf,
     registry: Registry,
     limited: Arc<RateLimited>,
@@ -122,6 +123,7 @@ impl Volumes {
     /// No volumes yet; requests are refused until [`Volumes::restore`].
     pub fn empty(state: StateDir, run_dir: PathBuf, registry: Registry) -> Volumes {
         let limited = Arc::new(RateLimited::per_minute());
+        let state = Mutex::new(Some(state));
         Volumes { state, run_dir, registry, limited, workers: OnceLock::new(), volumes: Mutex::default() }
     }
 
@@ -142,8 +144,10 @@ impl Volumes {
     }
 
     fn read_list(&self) -> Result<Vec<VolumeSpec>, RestoreError> {
-        let Some(bytes) = self.state.read(LIST_FILE)? else { return Ok(Vec::new()) };
-        let wrong = |reason| RestoreError::List { path: self.state.path().join(LIST_FILE), reason };
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(state) = &*state else { return Ok(Vec::new()) };
+        let Some(bytes) = state.read(LIST_FILE)? else { return Ok(Vec::new()) };
+        let wrong = |reason| RestoreError::List { path: state.path().join(LIST_FILE), reason };
         let kept: Kept = serde_json::from_slice(&bytes).map_err(|error| wrong(error.to_string()))?;
         if kept.version != LIST_VERSION {
             return Err(wrong(format!("its version is {}, not {LIST_VERSION}", kept.version)));
@@ -229,9 +233,12 @@ impl Volumes {
         Ok(())
     }
 
-    /// Stops serving everything: queues are drained, sockets removed. The list is kept.
+    /// Stops serving everything: queues are drained, sockets removed. The list is kept, and the state directory is free
+    /// for another daemon.
     pub fn close(&self) {
-        self.lock().clear();
+        let mut volumes = self.lock();
+        volumes.clear();
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Volume>> {
@@ -244,7 +251,10 @@ impl Volumes {
             volumes: volumes.values().map(|volume| volume.spec.clone()).collect(),
         };
         let text = serde_json::to_vec_pretty(&kept).map_err(|error| Problem::internal(error.to_string()))?;
-        self.state
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let stopping = || Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the daemon is stopping");
+        let state = state.as_ref().ok_or_else(stopping)?;
+        state
             .replace(LIST_FILE, &text)
             .map_err(|error| Problem::internal("the list of volumes cannot be kept").detail(chain_of(&error)))
     }

@@ -186,7 +186,7 @@ impl Switch {
         if *restored {
             return Ok(restored);
         }
-        Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the switch is starting; try again"))
+        Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the switch is starting or stopping; try again"))
     }
 
     /// What a look at the other ports and at the host says against it.
@@ -441,7 +441,9 @@ impl Switch {
 
     /// Stops all ports; they stay kept.
     pub fn close(&self) {
-        let _changing = lock(&self.changing);
+        let mut restored = lock(&self.changing);
+        // A request that comes too late must not overwrite the list.
+        *restored = false;
         let ports = std::mem::take(&mut *lock(&self.ports));
         for port in ports.into_values() {
             self.stop(Some(port));
