@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::{Mutex, Once, PoisonError};
+use std::time::Instant;
 
 use tracing_subscriber::fmt::MakeWriter;
 
@@ -41,6 +42,22 @@ pub fn collect() {
 /// Lines of level `warn` and above that contain `text`.
 pub fn warnings(text: &str) -> Vec<String> {
     let lines = LINES.lock().unwrap_or_else(PoisonError::into_inner);
-    let worse = |line: &&String| line.contains(" WARN ") || line.contains("ERROR ");
-    lines.iter().filter(worse).filter(|line| line.contains(text)).cloned().collect()
+    lines.iter().filter(|line| is_warning(line)).filter(|line| line.contains(text)).cloned().collect()
+}
+
+fn is_warning(line: &str) -> bool {
+    line.contains(" WARN ") || line.contains("ERROR ")
+}
+
+/// Warnings that one socket may cause in a minute.
+const WARNINGS_PER_MINUTE: u64 = 20;
+
+/// What one socket's frontends did since `begin` shows in the log of a daemon, and has not filled it.
+///
+/// # Panics
+/// It does not, or has.
+pub fn assert_bounded(log: &str, begin: Instant) {
+    let warnings = log.lines().filter(|line| is_warning(line)).count() as u64;
+    let allowed = WARNINGS_PER_MINUTE * (begin.elapsed().as_secs() / 60 + 1);
+    assert!((1..=allowed).contains(&warnings), "{warnings} warnings, {allowed} allowed:\n{log}");
 }

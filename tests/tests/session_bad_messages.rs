@@ -1,8 +1,10 @@
 //! Everything a frontend can do wrong, in one process of its own because descriptors are counted.
 
+use std::cell::RefCell;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use tests::bad_messages::{BadCase, Outcome, cases};
 use tests::driver_queue::DriverQueue;
@@ -10,7 +12,7 @@ use tests::echo_device::serve_echo;
 use tests::frontend::{F_EVENT_IDX, F_PROTOCOL, F_VERSION_1, Frontend, PATIENCE, Protocol, message};
 use tests::guest_ram::GuestRam;
 use tests::{holds_within, log_lines};
-use vhost_session::Endpoint;
+use vhost_session::{Endpoint, SessionInfo};
 
 const FEATURES: u64 = F_PROTOCOL | F_VERSION_1 | F_EVENT_IDX;
 
@@ -35,31 +37,40 @@ fn serves(path: &Path) {
 }
 
 struct Bed {
-    endpoint: Endpoint,
+    endpoint: RefCell<Option<Endpoint>>,
     path: std::path::PathBuf,
     ram: GuestRam,
     descriptors: usize,
 }
 
 impl Bed {
+    fn sessions(&self) -> Vec<SessionInfo> {
+        self.endpoint.borrow().as_ref().expect("it is served").sessions()
+    }
+
     fn settled(&self) {
-        assert!(holds_within(PATIENCE, || self.endpoint.sessions().is_empty()), "sessions end");
+        assert!(holds_within(PATIENCE, || self.sessions().is_empty()), "sessions end");
         assert!(
             holds_within(PATIENCE, || open_descriptors() == self.descriptors),
             "no descriptor is left behind"
         );
     }
 
-    /// Runs one bad frontend; then there must be one line in the log about it, and nothing left.
+    /// Runs one bad frontend on a socket of its own, which has said nothing yet; then there must be one line in the log
+    /// about it, and nothing left.
     fn bad<T>(&self, name: &str, protocol: Protocol, behave: impl FnOnce(&mut Frontend) -> T) -> T {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        self.endpoint.take();
+        let (endpoint, _calls) = serve_echo(&format!("bad-{number}"), &self.path).unwrap();
+        self.endpoint.replace(Some(endpoint));
         let mut frontend = Frontend::connect(&self.path).unwrap();
         frontend.negotiate(FEATURES, protocol).unwrap();
         frontend.sync().unwrap();
-        let id = self.endpoint.sessions()[0].id;
         let result = behave(&mut frontend);
         drop(frontend);
         self.settled();
-        let lines = log_lines::warnings(&format!("(frontend {id})"));
+        let lines = log_lines::warnings(&format!("bad-{number} (frontend "));
         assert_eq!(lines.len(), 1, "{name}: {lines:#?}");
         result
     }
@@ -79,7 +90,8 @@ fn every_bad_message_ends_its_own_session_with_one_line_and_nothing_else() {
     serves(&path);
     let ram = GuestRam::new(0, 1 << 20).unwrap();
     assert!(holds_within(PATIENCE, || endpoint.sessions().is_empty()));
-    let bed = Bed { endpoint, path, ram, descriptors: open_descriptors() };
+    let descriptors = open_descriptors();
+    let bed = Bed { endpoint: RefCell::new(Some(endpoint)), path, ram, descriptors };
 
     let mut refused = 0;
     for case in cases(&bed.ram) {

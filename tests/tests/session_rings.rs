@@ -7,7 +7,8 @@ use std::time::Duration;
 use tests::driver_queue::DriverQueue;
 use tests::echo_device::{Call, Calls, F_ODD_A, F_ODD_B, QUEUE_SIZE_MAX, QUEUES, serve_echo};
 use tests::frontend::{
-    F_EVENT_IDX, F_INDIRECT, F_LOG_ALL, F_PROTOCOL, F_VERSION_1, Frontend, PATIENCE, Protocol, Request, pair,
+    F_EVENT_IDX, F_INDIRECT, F_LOG_ALL, F_PROTOCOL, F_VERSION_1, Frontend, PATIENCE, Protocol, Request,
+    message, pair,
 };
 use tests::guest_ram::GuestRam;
 use tests::holds_within;
@@ -430,4 +431,36 @@ fn several_frontends_at_once_and_many_one_after_another() {
     for _ in 0..50 {
         bed.frontend(FEATURES, Protocol::all()).sync().unwrap();
     }
+}
+
+/// Connections that say nothing of worth give way; who uses the device stays.
+#[test]
+fn silent_connections_keep_nobody_out() {
+    let bed = Bed::new();
+    let ram = ram();
+    let mut queue = queue(&ram, FEATURES);
+    let first = bed.frontend(FEATURES, Protocol::all());
+    first.set_mem_table(&[&ram]).unwrap();
+    first.start_queue(0, &queue, 0).unwrap();
+    let mut crowd = Vec::new();
+    for number in 0..3 * vhost_session::SESSIONS_MAX {
+        let frontend = Frontend::connect(&bed.path).unwrap();
+        match number % 3 {
+            0 => {}
+            1 => frontend.send_raw(&message(5, 0, &[0; 100])[..50], &[]).unwrap(),
+            // It may have been given away by then.
+            _ => drop(frontend.ask(Request::GET_FEATURES, &[])),
+        }
+        crowd.push(frontend);
+        // Those that gave way are gone before the next one comes: it is about places, not about speed.
+        let most = vhost_session::SESSIONS_MAX;
+        assert!(holds_within(PATIENCE, || bed.endpoint.sessions().len() <= most));
+    }
+    let other_ram = self::ram();
+    let mut other_queue = self::queue(&other_ram, FEATURES);
+    let other = bed.frontend(FEATURES, Protocol::all());
+    other.set_mem_table(&[&other_ram]).unwrap();
+    other.start_queue(0, &other_queue, 0).unwrap();
+    echo_once(&mut other_queue, b"let in");
+    echo_once(&mut queue, b"still there");
 }

@@ -34,7 +34,7 @@ pub fn init(format: Format) {
 /// Keys that one brake tells apart; all further keys share one line per interval.
 const KEYS_MAX: usize = 4096;
 
-/// Lets one line per key and interval through and counts the rest.
+/// Lets one line (or a few) per key and interval through and counts the rest.
 ///
 /// ```
 /// # let limited = telemetry::RateLimited::per_minute();
@@ -44,11 +44,15 @@ const KEYS_MAX: usize = 4096;
 /// ```
 pub struct RateLimited {
     interval: Duration,
+    lines: u32,
     keys: Mutex<HashMap<String, Passed>>,
 }
 
 struct Passed {
+    /// When the interval began.
     at: Instant,
+    /// Lines written since then.
+    lines: u32,
     suppressed: u64,
 }
 
@@ -60,7 +64,13 @@ impl RateLimited {
 
     /// One line per key and `interval`.
     pub fn new(interval: Duration) -> RateLimited {
-        RateLimited { interval, keys: Mutex::default() }
+        RateLimited { interval, lines: 1, keys: Mutex::default() }
+    }
+
+    /// So many lines per key and interval instead of one: for what is normal now and then, and hostile without end.
+    #[must_use]
+    pub fn with_lines(self, lines: u32) -> RateLimited {
+        RateLimited { lines, ..self }
     }
 
     /// Whether a line about `key` may be written now; if so, how many were suppressed since the last one.
@@ -76,16 +86,20 @@ impl RateLimited {
         }
         let key = if keys.len() >= KEYS_MAX && !keys.contains_key(key) { "" } else { key };
         match keys.get_mut(key) {
+            Some(passed) if fresh(passed) && passed.lines < self.lines => {
+                passed.lines += 1;
+                Some(0)
+            }
             Some(passed) if fresh(passed) => {
                 passed.suppressed += 1;
                 None
             }
             Some(passed) => {
-                passed.at = now;
+                (passed.at, passed.lines) = (now, 1);
                 Some(std::mem::take(&mut passed.suppressed))
             }
             None => {
-                keys.insert(key.to_string(), Passed { at: now, suppressed: 0 });
+                keys.insert(key.to_string(), Passed { at: now, lines: 1, suppressed: 0 });
                 Some(0)
             }
         }
@@ -107,6 +121,17 @@ mod tests {
         assert_eq!(limited.pass_at("a", at(59)), None);
         assert_eq!(limited.pass_at("a", at(60)), Some(2));
         assert_eq!(limited.pass_at("a", at(61)), None);
+    }
+
+    #[test]
+    fn a_few_lines_a_minute_where_that_is_allowed() {
+        let limited = RateLimited::per_minute().with_lines(3);
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let first: Vec<_> = (0..5).map(|second| limited.pass_at("a", at(second))).collect();
+        assert_eq!(first, [Some(0), Some(0), Some(0), None, None]);
+        assert_eq!(limited.pass_at("a", at(60)), Some(2));
+        assert_eq!(limited.pass_at("a", at(61)), Some(0));
     }
 
     #[test]

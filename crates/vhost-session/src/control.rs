@@ -90,6 +90,17 @@ impl Control {
         self.lock().close_reason.clone()
     }
 
+    /// Whether [`Control::close`] was called.
+    pub(crate) fn is_closing(&self) -> bool {
+        self.lock().close_reason.is_some()
+    }
+
+    /// Whether the frontend has not told anything yet that would have to be told again after a new connection.
+    pub(crate) fn has_said_nothing(&self) -> bool {
+        let inner = self.lock();
+        inner.info.features.is_none() && inner.info.memory == (0, 0)
+    }
+
     /// The session has ended: gives all descriptors back.
     pub(crate) fn ended(&self) {
         let mut inner = self.lock();

@@ -15,11 +15,13 @@ use rustix::net::SocketAddrUnix;
 
 use crate::backend::{Backend, Refused};
 use crate::control::{Control, SessionInfo};
+use crate::lines::Lines;
 use crate::metrics::SessionMetrics;
 use crate::session::{End, Session};
 use crate::socket::{self, EndpointError, SocketFile};
 
-/// Frontends that one endpoint serves at a time; one more is turned away.
+/// Frontends that one endpoint serves at a time. One more takes the place of the oldest that has told us nothing of
+/// worth, or is turned away.
 pub const SESSIONS_MAX: usize = 16;
 
 /// First pause after a failed accept (out of descriptors, say); doubled up to [`ACCEPT_PAUSE_MAX`].
@@ -68,6 +70,7 @@ struct Shared {
     /// Readable once the endpoint is closing.
     stop: OwnedFd,
     next_id: AtomicU64,
+    lines: Arc<Lines>,
     sessions: Mutex<BTreeMap<u64, Running>>,
 }
 
@@ -106,6 +109,7 @@ pub fn serve<B: Backend>(
         stopping: AtomicBool::new(false),
         stop,
         next_id: AtomicU64::new(1),
+        lines: Arc::new(Lines::new()),
         sessions: Mutex::default(),
     });
     let for_thread = Arc::clone(&shared);
@@ -240,13 +244,15 @@ impl Shared {
         factory: &mut impl FnMut() -> Result<B, Refused>,
     ) {
         let name = &self.name;
-        if self.sessions().len() >= SESSIONS_MAX {
-            tracing::warn!("{name}: turned a frontend away: {SESSIONS_MAX} are connected already");
-            return;
+        let turned_away = |reason: String| {
+            self.lines.warn(format_args!("{name}: turned a frontend away: {reason}"));
+        };
+        if !self.make_room() {
+            return turned_away(format!("{SESSIONS_MAX} are connected already"));
         }
         let session = match self.open(socket, factory) {
             Ok(session) => session,
-            Err(reason) => return tracing::warn!("{name}: turned a frontend away: {reason}"),
+            Err(reason) => return turned_away(reason),
         };
         let (id, shared) = (session.id, Arc::clone(self));
         // The thread must find its entry when it ends, so it is there before.
@@ -260,9 +266,29 @@ impl Shared {
             }
             Err(error) => {
                 sessions.remove(&id);
-                tracing::error!("{name}: turned a frontend away: can't start a thread: {error}");
+                turned_away(format!("can't start a thread: {error}"));
             }
         }
+    }
+
+    /// Whether one more frontend may come. The place of one that has neither agreed on features nor shared memory is
+    /// given away: connections that say nothing must not keep the guest's own out.
+    fn make_room(&self) -> bool {
+        let sessions = self.sessions();
+        let staying: Vec<_> = sessions
+            .values()
+            .map(|session| &session.control)
+            .filter(|control| !control.is_closing())
+            .collect();
+        if staying.len() < SESSIONS_MAX {
+            // Those that are closing are on their way out; their threads count nevertheless.
+            return sessions.len() < 2 * SESSIONS_MAX;
+        }
+        let idle = staying.iter().find(|control| control.has_said_nothing());
+        if let Some(control) = idle {
+            control.close(GIVEN_AWAY);
+        }
+        idle.is_some() && sessions.len() < 2 * SESSIONS_MAX
     }
 
     // ---- client ----
@@ -295,7 +321,9 @@ impl Shared {
                 }
                 Err(reason) => {
                     if pauses.is_fresh() {
-                        tracing::info!("{name}: the frontend can't be reached yet, trying again: {reason}");
+                        self.lines.info(format_args!(
+                            "{name}: the frontend can't be reached yet, trying again: {reason}"
+                        ));
                     }
                 }
             }
@@ -316,7 +344,9 @@ impl Shared {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let control = Control::new(id, socket.try_clone().map_err(|error| error.to_string())?);
         let name = format!("{} (frontend {id})", self.name);
-        let session = Session::new(name, socket, backend, Arc::clone(&control), self.metrics.clone())
+        let (for_session, metrics, lines) =
+            (Arc::clone(&control), self.metrics.clone(), Arc::clone(&self.lines));
+        let session = Session::new(name, socket, backend, for_session, metrics, lines)
             .map_err(|error| error.to_string())?;
         Ok(Opened { id, control, session })
     }
@@ -325,27 +355,31 @@ impl Shared {
         let Opened { id, control, session } = opened;
         self.metrics.session_started();
         let name = format!("{} (frontend {id})", self.name);
-        tracing::info!("{name}: connected");
+        self.lines.info(format_args!("{name}: connected"));
         let end = session.run();
-        control.ended();
         let messages = control.info().messages;
         let failed = match end {
             // Somebody only looked whether the socket is served.
             End::Disconnected if messages == 0 => false,
             End::Disconnected => {
-                tracing::info!("{name}: disconnected");
+                self.lines.info(format_args!("{name}: disconnected"));
                 false
             }
             End::Closed(reason) if reason == CLOSING => false,
             end => {
-                tracing::warn!("{name}: session closed: {end}");
+                self.lines.warn(format_args!("{name}: session closed: {end}"));
                 true
             }
         };
         self.metrics.session_ended(failed);
         self.sessions().remove(&id);
+        // Last: a frontend that sees the end finds everything said and its place free.
+        control.ended();
     }
 }
+
+/// Reason of a session that gave way to another one.
+const GIVEN_AWAY: &str = "too many frontends are connected, and this one has not begun to use the device";
 
 /// Reason of a session that ends with its endpoint.
 const CLOSING: &str = "the socket is being closed";

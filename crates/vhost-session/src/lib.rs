@@ -9,7 +9,9 @@
 //! Invariants:
 //! - A ring runs only while features, memory, addresses, size, kick and enablement are all there.
 //! - The frontend gets no answer before the worker has acknowledged what the answer promises.
-//! - Whatever a frontend sends ends at most its own session, with one line in the log.
+//! - Whatever a frontend sends ends at most its own session, with one line in the log; all sessions of a socket together
+//!   write a few lines a minute at most.
+//! - Frontends that never get as far as sharing memory make room for others; half a message is waited for a few seconds.
 //! - No thread here waits for a frontend in a way that closing the endpoint doesn't end.
 #![forbid(unsafe_code)]
 
@@ -17,6 +19,7 @@ mod backend;
 mod control;
 mod endpoint;
 mod handler;
+mod lines;
 mod metrics;
 mod ring;
 mod session;

@@ -9,6 +9,7 @@ use vhost::vhost_user::message::FrontendReq;
 
 use crate::backend::Backend;
 use crate::control::{Control, FrontendHandle};
+use crate::lines::Lines;
 use crate::metrics::SessionMetrics;
 use crate::state::{Refusal, State};
 use crate::wire::{Header, Inbox, WireError, payload};
@@ -53,6 +54,7 @@ pub(crate) struct Session<B: Backend> {
     name: String,
     control: Arc<Control>,
     metrics: SessionMetrics,
+    lines: Arc<Lines>,
     state: Arc<Mutex<State<B>>>,
     handler: BackendReqHandler<Mutex<State<B>>>,
     inbox: Inbox,
@@ -66,11 +68,12 @@ impl<B: Backend> Session<B> {
         backend: B,
         control: Arc<Control>,
         metrics: SessionMetrics,
+        lines: Arc<Lines>,
     ) -> io::Result<Self> {
         let inbox = Inbox::new(socket.try_clone()?)?;
         let state = Arc::new(Mutex::new(State::new(backend, Arc::clone(&control), metrics.clone())));
         let handler = BackendReqHandler::from_stream(socket, Arc::clone(&state));
-        Ok(Self { name, control, metrics, state, handler, inbox, refused: 0 })
+        Ok(Self { name, control, metrics, lines, state, handler, inbox, refused: 0 })
     }
 
     /// Serves the frontend until the connection ends, for whatever reason; then everything is stopped and given back.
@@ -140,9 +143,9 @@ impl<B: Backend> Session<B> {
         self.refused += 1;
         let (endpoint, request) = (&self.name, header.name());
         if self.refused == 1 {
-            tracing::warn!(
+            self.lines.warn(format_args!(
                 "{endpoint}: refused {request}: {refusal} (further refusals of this session only at debug level)"
-            );
+            ));
         } else {
             tracing::debug!("{endpoint}: refused {request}: {refusal}");
         }

@@ -8,8 +8,9 @@ use std::io::{self, IoSliceMut, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
 
-use rustix::event::epoll;
+use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags};
 use vhost::vhost_user::message::{BackendReq, FrontendReq, MAX_ATTACHED_FD_ENTRIES, MAX_MSG_SIZE};
@@ -19,6 +20,10 @@ const VERSION: u32 = 1;
 const VERSION_MASK: u32 = 0x3;
 const FLAG_REPLY: u32 = 0x4;
 const FLAG_NEED_REPLY: u32 = 0x8;
+
+/// How long a message may be incomplete. Frontends send each one at once; who sends half of one would otherwise hold a
+/// session for ever. Between two messages a frontend may be silent for as long as it likes.
+const MESSAGE_LIMIT: Duration = Duration::from_secs(10);
 
 /// Header of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,6 +72,8 @@ impl Header {
 pub(crate) enum WireError {
     #[error("the frontend closed the connection in the middle of a message ({got} of {expected} bytes)")]
     Truncated { got: u64, expected: u64 },
+    #[error("the rest of a message did not come within {} s ({got} of {expected} bytes)", MESSAGE_LIMIT.as_secs())]
+    Stalled { got: u64, expected: u64 },
     #[error("message header with version {0}, expected 1")]
     Version(u32),
     #[error("{name} announces {size} bytes of payload, at most {MAX_MSG_SIZE} are possible")]
@@ -85,6 +92,7 @@ pub(crate) struct Inbox {
     /// Edge-triggered: wakes for every piece that arrives, so that a half message can be waited on asleep.
     epoll: OwnedFd,
     hung_up: bool,
+    message_limit: Duration,
 }
 
 impl Inbox {
@@ -92,12 +100,13 @@ impl Inbox {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let interest = epoll::EventFlags::IN | epoll::EventFlags::RDHUP | epoll::EventFlags::ET;
         epoll::add(&epoll, &socket, epoll::EventData::new_u64(0), interest)?;
-        Ok(Self { socket, epoll, hung_up: false })
+        Ok(Self { socket, epoll, hung_up: false, message_limit: MESSAGE_LIMIT })
     }
 
     /// Sleeps until a whole message is there and returns its header; the message itself stays on the socket.
     /// `None`: the connection was closed between two messages.
     pub(crate) fn next(&mut self) -> Result<Option<Header>, WireError> {
+        let mut incomplete_since = None;
         loop {
             let queued = rustix::io::ioctl_fionread(&self.socket).map_err(io::Error::from)?;
             let mut expected = HEADER_BYTES as u64;
@@ -124,13 +133,22 @@ impl Inbox {
                     Err(WireError::Truncated { got: queued, expected })
                 };
             }
-            self.wait()?;
+            let left = (queued > 0).then(|| {
+                let since = *incomplete_since.get_or_insert_with(Instant::now);
+                self.message_limit.saturating_sub(since.elapsed())
+            });
+            if left == Some(Duration::ZERO) {
+                return Err(WireError::Stalled { got: queued, expected });
+            }
+            self.wait(left)?;
         }
     }
 
-    fn wait(&mut self) -> io::Result<()> {
+    /// Sleeps until something arrives, or `limit` is over.
+    fn wait(&mut self, limit: Option<Duration>) -> io::Result<()> {
         let mut events = Vec::with_capacity(1);
-        match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), None) {
+        let limit = limit.and_then(|limit| Timespec::try_from(limit).ok());
+        match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), limit.as_ref()) {
             Ok(_) => {}
             Err(Errno::INTR) => return Ok(()),
             Err(error) => return Err(error.into()),
@@ -240,7 +258,10 @@ pub(crate) fn is_eventfd(fd: &OwnedFd) -> bool {
 pub(crate) fn signal_eventfd(fd: &OwnedFd) {
     use rustix::event::{PollFd, PollFlags, Timespec};
     let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
-    if rustix::event::poll(&mut [PollFd::new(fd, PollFlags::OUT)], Some(&at_once)) == Ok(1) {
+    let mut look = [PollFd::new(fd, PollFlags::OUT)];
+    // One that the kernel filled to the brim is an error for poll, and no less full.
+    let _ = rustix::event::poll(&mut look, Some(&at_once));
+    if look[0].revents().contains(PollFlags::OUT) {
         let _ = rustix::io::write(fd, &1u64.to_ne_bytes());
     }
 }
@@ -303,6 +324,26 @@ mod tests {
         assert!(matches!(next(&oversized.bytes()), WireError::Oversized { .. }));
         let at_limit = Header { size: MAX_MSG_SIZE as u32, ..oversized };
         assert!(matches!(next(&at_limit.bytes()), WireError::Truncated { .. }), "just waits for the rest");
+    }
+
+    #[test]
+    fn half_a_message_is_not_waited_for_without_end_and_silence_is() {
+        let good = message(2, VERSION, &[0; 8]);
+        for cut in [1, HEADER_BYTES - 1, HEADER_BYTES, good.len() - 1] {
+            let (mut frontend, mut inbox) = pair();
+            inbox.message_limit = Duration::from_millis(20);
+            frontend.write_all(&good[..cut]).unwrap();
+            let error = inbox.next().unwrap_err();
+            assert!(matches!(error, WireError::Stalled { got, .. } if got == cut as u64), "{error}");
+        }
+        let (frontend, mut inbox) = pair();
+        inbox.message_limit = Duration::ZERO;
+        let reader = std::thread::spawn(move || inbox.next());
+        drop(frontend);
+        assert!(
+            matches!(reader.join().unwrap(), Ok(None)),
+            "a silent frontend may hang up whenever it likes"
+        );
     }
 
     #[test]
