@@ -2,7 +2,7 @@
 
 use std::io;
 use std::ops::Range;
-use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -11,6 +11,7 @@ use io_uring::{opcode, squeue};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use virtq::{GuestMemory, GuestSlice};
 
+use crate::doorbell::Doorbell;
 use crate::files::{FileId, Files};
 use crate::ops::{Holds, Op, Ops};
 use crate::pool::{Buffer, PacketInfo, Pool};
@@ -73,6 +74,7 @@ pub struct Io {
     arena: Box<[libc::iovec]>,
     arena_used: usize,
     returned: Option<u32>,
+    doorbell: Doorbell,
     start: Instant,
     pub(crate) now: Instant,
     pub(crate) stopping: bool,
@@ -100,6 +102,7 @@ impl Io {
             arena: vec![empty; ARENA_IOVECS].into(),
             arena_used: 0,
             returned: None,
+            doorbell: Doorbell::new()?,
             start: now,
             now,
             stopping: false,
@@ -348,13 +351,10 @@ impl Io {
         self.cancel(watch.0);
     }
 
-    /// Signals an eventfd. It is written at once, not with the next submit.
+    /// Signals an eventfd: at once, not with the next submit, and without ever waiting for whoever else has it.
     #[inline]
     pub fn signal(&mut self, fd: BorrowedFd<'_>) {
-        let one = 1u64.to_ne_bytes();
-        // SAFETY: eight bytes that live across the call. A full counter (EAGAIN) is a signal already, any other error is the
-        // receiver's own doing.
-        unsafe { libc::write(fd.as_raw_fd(), one.as_ptr().cast(), one.len()) };
+        self.doorbell.ring(fd);
     }
 
     /// Gives what is queued to the kernel now instead of at the end of the pass.

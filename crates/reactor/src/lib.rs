@@ -10,6 +10,7 @@
 //! is still nothing, one blocking wait.
 
 mod blockdev;
+mod doorbell;
 mod files;
 mod io;
 mod mailbox;
