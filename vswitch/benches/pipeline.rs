@@ -47,6 +47,7 @@ fn ports() -> Arc<Ports> {
             mtu: 1500,
             link_up: true,
             speed_kbps: 10_000_000,
+            config: ofp::PortConfig(0),
         })
     };
     Arc::new(Ports::new((1..=4).map(port)))

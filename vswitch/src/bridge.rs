@@ -6,12 +6,12 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use packet::FlowKey;
+use packet::{FlowKey, MacAddr};
 use tokio::sync::broadcast;
 
 use crate::fdb::Fdb;
-use crate::flow::{Action, Flow, Instructions};
-use crate::flow_tables::{FLOW_LIMIT_DEFAULT, FlowModError, FlowTables, NewFlow, Removed, Selection};
+use crate::flow::{Action, Flow};
+use crate::flow_tables::{FLOW_LIMIT_DEFAULT, FlowChange, FlowModError, FlowTables, Removed, Selection};
 use crate::model::{
     Clock, Fence, PacketOut, Passed, PortConfig, PortCounters, PortNo, Snapshot, SwitchControl,
 };
@@ -86,6 +86,56 @@ pub enum PortError {
     /// No port has this number.
     #[error("there is no port {0}")]
     NoSuchPort(PortNo),
+}
+
+/// What a controller wants of a port: a port-mod (OpenFlow 1.3.5, 7.3.4.3).
+#[derive(Clone, Debug)]
+pub struct PortChangeRequest {
+    /// The port.
+    pub port: PortNo,
+    /// Its address, as a check that this port is meant.
+    pub mac: MacAddr,
+    /// The bits to set.
+    pub config: ofp::PortConfig,
+    /// Which bits to change.
+    pub mask: ofp::PortConfig,
+}
+
+/// One change that a controller asks for.
+#[derive(Clone, Debug)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "nearly all are of flows, and a box would cost each an allocation"
+)]
+pub enum Change {
+    /// Of flows.
+    Flow(FlowChange),
+    /// Of a port.
+    Port(PortChangeRequest),
+}
+
+/// Why a change was refused.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum ChangeError {
+    /// A change of flows.
+    #[error(transparent)]
+    Flow(#[from] FlowModError),
+    /// There is no such port.
+    #[error("there is no port {0}")]
+    NoSuchPort(PortNo),
+    /// The port has another address.
+    #[error("port {0} has another address")]
+    OtherPort(PortNo),
+}
+
+/// Several changes of which one was refused: none was carried out.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("change number {at} of several was refused")]
+pub struct CommitError {
+    /// Which one, from 0.
+    pub at: usize,
+    /// Why.
+    pub source: ChangeError,
 }
 
 struct State {
@@ -186,14 +236,17 @@ impl Bridge {
     /// # Errors
     /// There is no such port.
     pub fn update_port(&self, config: PortConfig) -> Result<(), PortError> {
-        let mut state = self.lock();
+        self.update_port_locked(&mut self.lock(), config)
+    }
+
+    fn update_port_locked(&self, state: &mut State, config: PortConfig) -> Result<(), PortError> {
         let old = state.ports.get(&config.ofport).ok_or(PortError::NoSuchPort(config.ofport))?;
         if **old == config {
             return Ok(());
         }
         let forget = old.vlan != config.vlan || !config.link_up;
         let port = config.ofport;
-        self.put_port(&mut state, PortChange::Modified, Arc::new(config));
+        self.put_port(state, PortChange::Modified, Arc::new(config));
         if forget {
             self.fdb.forget_port(port);
         }
@@ -205,8 +258,10 @@ impl Bridge {
     /// # Errors
     /// There is no such port.
     pub fn set_link(&self, port: PortNo, up: bool) -> Result<(), PortError> {
-        let config = self.lock().ports.get(&port).cloned().ok_or(PortError::NoSuchPort(port))?;
-        self.update_port(PortConfig { link_up: up, ..(*config).clone() })
+        let mut state = self.lock();
+        let config = state.ports.get(&port).ok_or(PortError::NoSuchPort(port))?;
+        let config = PortConfig { link_up: up, ..(**config).clone() };
+        self.update_port_locked(&mut state, config)
     }
 
     /// Removes a port and forgets the addresses behind it. Workers no longer send to it once a fence passed
@@ -284,35 +339,63 @@ impl Bridge {
         result
     }
 
-    /// Adds a flow. It becomes live with the next [`Bridge::publish`], like all changes of flows.
+    /// Carries out a change, and returns the flows that it deleted: give them to [`Bridge::report_removed`]. A
+    /// change of flows becomes live with the next [`Bridge::publish`], one of a port at once.
     ///
     /// # Errors
-    /// See [`FlowTables::add`].
-    pub fn add_flow(&self, flow: NewFlow) -> Result<(), FlowModError> {
-        let now_ms = self.clock.now_ms();
-        self.change(|flows| flows.add(flow, now_ms))
+    /// The first rule that it breaks; nothing is changed then.
+    pub fn apply(&self, change: &Change) -> Result<Vec<Removed>, ChangeError> {
+        match change {
+            Change::Flow(change) => {
+                let now_ms = self.clock.now_ms();
+                Ok(self.change(|flows| flows.apply(change, now_ms))?)
+            }
+            Change::Port(_) => self.commit(std::slice::from_ref(change)).map_err(|error| error.source),
+        }
     }
 
-    /// Modifies the selected flows.
+    /// Carries out all changes, in this order and with one publication, or none of them. Returns the flows that were
+    /// deleted.
     ///
     /// # Errors
-    /// See [`FlowTables::modify`].
-    pub fn modify_flows(
-        &self,
-        selection: &Selection,
-        instructions: &Arc<Instructions>,
-        reset_counts: bool,
-    ) -> Result<usize, FlowModError> {
-        self.change(|flows| flows.modify(selection, instructions, reset_counts))
-    }
-
-    /// Deletes the selected flows. Give the result to [`Bridge::report_removed`].
-    ///
-    /// # Errors
-    /// See [`FlowTables::delete`].
-    pub fn delete_flows(&self, selection: &Selection) -> Result<Vec<Removed>, FlowModError> {
+    /// The first one that is refused.
+    pub fn commit(&self, changes: &[Change]) -> Result<Vec<Removed>, CommitError> {
         let now_ms = self.clock.now_ms();
-        self.change(|flows| flows.delete(selection, now_ms))
+        let mut state = self.lock();
+        let (mut removed, mut ports) = (Vec::new(), Vec::new());
+        state.flows.begin();
+        for (at, change) in changes.iter().enumerate() {
+            let result = match change {
+                Change::Flow(change) => state.flows.apply(change, now_ms).map_err(ChangeError::Flow),
+                Change::Port(request) => configure_port(&mut state, request, &mut ports).map(|()| Vec::new()),
+            };
+            match result {
+                Ok(more) => removed.extend(more),
+                Err(source) => {
+                    state.flows.roll_back();
+                    for old in ports.into_iter().rev() {
+                        state.ports.insert(old.ofport, old);
+                    }
+                    return Err(CommitError { at, source });
+                }
+            }
+        }
+        state.flows.commit();
+        state.unpublished = true;
+        if !ports.is_empty() {
+            state.published_ports = Arc::new(Ports::new(state.ports.values().cloned()));
+        }
+        self.publish_locked(&mut state);
+        ports.sort_by_key(|port| port.ofport);
+        ports.dedup_by_key(|port| port.ofport);
+        for port in ports {
+            let config = state.ports[&port.ofport].clone();
+            if !config.is_live() {
+                self.fdb.forget_port(config.ofport);
+            }
+            let _ = self.events.send(Event::Port(PortChange::Modified, config));
+        }
+        Ok(removed)
     }
 
     /// The selected flows. Their counters are exact as of a preceding [`Bridge::drain_counters`].
@@ -426,4 +509,22 @@ impl Bridge {
         self.publish_locked(&mut state);
         self.data_path.packet_out(PacketOut { frame, in_port, verdict })
     }
+}
+
+/// Sets the bits of a port; what it was before goes to `before` if it was anything else.
+fn configure_port(
+    state: &mut State,
+    request: &PortChangeRequest,
+    before: &mut Vec<Arc<PortConfig>>,
+) -> Result<(), ChangeError> {
+    let old = state.ports.get(&request.port).ok_or(ChangeError::NoSuchPort(request.port))?;
+    if old.mac != request.mac {
+        return Err(ChangeError::OtherPort(request.port));
+    }
+    let config = ofp::PortConfig(old.config.0 & !request.mask.0 | request.config.0 & request.mask.0);
+    if config != old.config {
+        let new = PortConfig { config, ..(**old).clone() };
+        before.extend(state.ports.insert(request.port, Arc::new(new)));
+    }
+    Ok(())
 }

@@ -86,6 +86,24 @@ pub struct Selection {
     pub out_group: u32,
 }
 
+/// One change of the flow tables.
+#[derive(Clone, Debug)]
+pub enum FlowChange {
+    /// Add a flow; one with the same match and priority is replaced.
+    Add(NewFlow),
+    /// Give the selected flows other instructions.
+    Modify {
+        /// Which flows.
+        selection: Selection,
+        /// What they do from now on.
+        instructions: Arc<Instructions>,
+        /// Their counters begin at zero again.
+        reset_counts: bool,
+    },
+    /// Delete the selected flows.
+    Delete(Selection),
+}
+
 /// `OFPG_ANY`.
 pub const ANY_GROUP: u32 = 0xffff_ffff;
 
@@ -161,6 +179,12 @@ impl Priorities {
     }
 }
 
+/// A step back: what [`FlowTables::roll_back`] undoes.
+enum Step {
+    Put { flow: Arc<Flow>, old: Option<Arc<Flow>> },
+    Take(Arc<Flow>),
+}
+
 /// The flow tables and what is needed to change them.
 pub struct FlowTables {
     tables: Tables,
@@ -175,6 +199,8 @@ pub struct FlowTables {
     limit: usize,
     workers: usize,
     next_id: u64,
+    /// What was done since [`FlowTables::begin`]; `None` outside of a transaction.
+    steps: Option<Vec<Step>>,
 }
 
 impl FlowTables {
@@ -190,6 +216,42 @@ impl FlowTables {
             limit,
             workers,
             next_id: 0,
+            steps: None,
+        }
+    }
+
+    /// Begins a transaction: what is changed from now on can be undone until [`FlowTables::commit`].
+    pub fn begin(&mut self) {
+        self.steps = Some(Vec::new());
+    }
+
+    /// Ends a transaction and keeps what was done.
+    pub fn commit(&mut self) {
+        self.steps = None;
+    }
+
+    /// Ends a transaction and undoes what was done since it began, counters included.
+    pub fn roll_back(&mut self) {
+        for step in self.steps.take().into_iter().flatten().rev() {
+            match step {
+                Step::Put { flow, old: Some(old) } => self.put(old, Some(&flow)),
+                Step::Put { flow, old: None } => self.take(&flow),
+                Step::Take(flow) => self.put(flow, None),
+            }
+        }
+    }
+
+    /// Carries out one change, and returns the flows that it deleted.
+    ///
+    /// # Errors
+    /// See [`FlowTables::add`], [`FlowTables::modify`] and [`FlowTables::delete`]; nothing is changed then.
+    pub fn apply(&mut self, change: &FlowChange, now_ms: u64) -> Result<Vec<Removed>, FlowModError> {
+        match change {
+            FlowChange::Add(flow) => self.add(flow.clone(), now_ms).map(|()| Vec::new()),
+            FlowChange::Modify { selection, instructions, reset_counts } => {
+                self.modify(selection, instructions, *reset_counts).map(|_| Vec::new())
+            }
+            FlowChange::Delete(selection) => self.delete(selection, now_ms),
         }
     }
 
@@ -253,7 +315,7 @@ impl FlowTables {
             instructions: new.instructions,
             stats,
         });
-        self.put(flow, old.as_deref());
+        self.put(flow, old.as_ref());
         Ok(())
     }
 
@@ -349,7 +411,10 @@ impl FlowTables {
     }
 
     /// Puts a flow in its place, where `old` is now.
-    fn put(&mut self, flow: Arc<Flow>, old: Option<&Flow>) {
+    fn put(&mut self, flow: Arc<Flow>, old: Option<&Arc<Flow>>) {
+        if let Some(steps) = &mut self.steps {
+            steps.push(Step::Put { flow: flow.clone(), old: old.cloned() });
+        }
         let table = usize::from(flow.table);
         let dependent = self.dependent();
         self.popping += usize::from(pops(&flow));
@@ -385,6 +450,9 @@ impl FlowTables {
 
     /// Takes a flow out.
     fn take(&mut self, flow: &Arc<Flow>) {
+        if let Some(steps) = &mut self.steps {
+            steps.push(Step::Take(flow.clone()));
+        }
         let table = usize::from(flow.table);
         let dependent = self.dependent();
         self.len -= 1;

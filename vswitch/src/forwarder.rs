@@ -12,7 +12,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use packet::{Depth, FlowKey, Header, MacAddr, Outcome, edit, parse_to};
+use packet::{Depth, FlowKey, Header, MacAddr, Outcome, edit, field, parse_to};
 
 use crate::cache::{Entry, FlowCache, LINES_MAX, Place};
 use crate::fdb::Fdb;
@@ -54,8 +54,6 @@ pub struct Forwarder {
     packet_ins: RefCell<HashMap<PortNo, Allowance>>,
 }
 
-/// Bytes of a packet that the controller sees without having asked by an output action (`miss_send_len`).
-const MISS_SEND_LEN: u16 = 128;
 /// Packet-ins a second that packets of one port can cause in one worker, and at once. Beyond that a guest could
 /// keep the controllers from hearing the others.
 const PACKET_INS_PER_SECOND: u64 = 50_000;
@@ -190,7 +188,12 @@ impl Forwarder {
             touched ^= self.cache.touch(place);
         }
         std::hint::black_box(touched);
+        let ignoring = self.snapshot.ports.ignoring();
         for i in 0..count {
+            if ignoring && self.snapshot.ports.ignores(PortNo(keys[i].get(field::IN_PORT) as u32)) {
+                verdicts[i] = VerdictId(DropReason::PortBlocked as u32);
+                continue;
+            }
             let place = self.places[i];
             verdicts[i] = match self.cache.hit(&place, bytes[i], now_ms, &self.table_stats) {
                 Some(verdict) => VerdictId(verdict),
@@ -305,7 +308,10 @@ impl Forwarder {
         now_ms: u64,
         egress: &mut impl Egress,
     ) {
-        if self.may_cause_packet_in(packet_in.in_port, now_ms) {
+        let port = self.snapshot.ports.get(packet_in.in_port);
+        if port.is_some_and(|port| port.config.contains(ofp::PortConfig::NO_PACKET_IN)) {
+            egress.dropped(DropReason::PortBlocked);
+        } else if self.may_cause_packet_in(packet_in.in_port, now_ms) {
             egress.packet_in(packet_in, max_len, header);
         } else {
             egress.dropped(DropReason::PacketInLimit);
@@ -317,7 +323,8 @@ impl Forwarder {
     fn invalid_ttl(&self, in_port: PortNo, header: &Header, now_ms: u64, egress: &mut impl Egress) {
         let (reason, frame) = (PacketInReason::InvalidTtl, Box::default());
         let packet_in = PacketIn { in_port, reason, table: 0, cookie: u64::MAX, total_len: 0, frame };
-        self.controller(packet_in, MISS_SEND_LEN, header, now_ms, egress);
+        // Cut to what each controller wants (`miss_send_len`) by the agent.
+        self.controller(packet_in, ofp::CONTROLLER_LEN_NO_BUFFER, header, now_ms, egress);
     }
 
     fn may_cause_packet_in(&self, in_port: PortNo, now_ms: u64) -> bool {
@@ -329,17 +336,18 @@ impl Forwarder {
     #[inline]
     fn send(&self, port: PortNo, header: &Header, egress: &mut impl Egress) {
         let ports = &self.snapshot.ports;
-        if ports.is_up(port) {
-            egress.send(port, header);
-        } else if ports.contains(port) {
-            egress.dropped(DropReason::LinkDown);
-        } else {
-            egress.dropped(DropReason::NoSuchPort);
+        if ports.sends(port) {
+            return egress.send(port, header);
         }
+        egress.dropped(match ports.get(port) {
+            Some(config) if config.link_up => DropReason::PortBlocked,
+            Some(_) => DropReason::LinkDown,
+            None => DropReason::NoSuchPort,
+        });
     }
 
     fn all(&self, in_port: PortNo, header: &Header, egress: &mut impl Egress) {
-        for port in self.snapshot.ports.iter().filter(|port| port.link_up && port.ofport != in_port) {
+        for port in self.snapshot.ports.iter().filter(|port| port.sends() && port.ofport != in_port) {
             egress.send(port.ofport, header);
         }
     }
@@ -377,7 +385,7 @@ impl Forwarder {
         match self.fdb.lookup(vid, dst) {
             Some(port) if port == in_port => egress.dropped(DropReason::IngressPort),
             Some(port) => match self.snapshot.ports.egress_tag(port, vid) {
-                Some(tag) if self.snapshot.ports.is_up(port) => {
+                Some(tag) if self.snapshot.ports.sends(port) => {
                     self.send_tagged(port, vid, tag, header, egress)
                 }
                 // Learned before the port lost the VLAN or its peer: as if unknown.
@@ -389,7 +397,7 @@ impl Forwarder {
 
     fn flood(&self, vid: u16, in_port: PortNo, header: &Header, egress: &mut impl Egress) {
         let mut sent = false;
-        for port in self.snapshot.ports.iter().filter(|port| port.link_up && port.ofport != in_port) {
+        for port in self.snapshot.ports.iter().filter(|port| port.sends() && port.ofport != in_port) {
             if let Some(tag) = self.snapshot.ports.egress_tag(port.ofport, vid) {
                 self.send_tagged(port.ofport, vid, tag, header, egress);
                 sent = true;

@@ -150,6 +150,27 @@ pub struct PortConfig {
     pub link_up: bool,
     /// Speed for port descriptions, kbit/s.
     pub speed_kbps: u32,
+    /// What controllers want of it by port-mods (`OFPPC_*`, OpenFlow 1.3.5, 7.2.1); not kept over a restart.
+    pub config: ofp::PortConfig,
+}
+
+impl PortConfig {
+    /// Whether frames can leave by the port: its link is up and no controller switched that off.
+    pub fn sends(&self) -> bool {
+        let off = ofp::PortConfig::PORT_DOWN | ofp::PortConfig::NO_FWD;
+        self.link_up && self.config.0 & off.0 == 0
+    }
+
+    /// Whether frames from the port are dropped because a controller wants it so.
+    pub fn ignores(&self) -> bool {
+        let off = ofp::PortConfig::PORT_DOWN | ofp::PortConfig::NO_RECV;
+        self.config.0 & off.0 != 0
+    }
+
+    /// Whether the port is live (`OFPPS_LIVE`): its link is up, and the port was not switched off.
+    pub fn is_live(&self) -> bool {
+        self.link_up && !self.config.contains(ofp::PortConfig::PORT_DOWN)
+    }
 }
 
 /// Counters of a port since it was made, summed over workers: OpenFlow 1.3.5, 7.3.5.6.
@@ -187,6 +208,8 @@ pub enum DropReason {
     NoSuchPort,
     /// The output port has no peer or no carrier.
     LinkDown,
+    /// A controller switched receiving, sending or packet-ins of the port off (port-mod).
+    PortBlocked,
     /// The only target was the ingress port itself.
     IngressPort,
     /// The VLAN is not a member of the ingress port.
@@ -213,12 +236,13 @@ pub enum DropReason {
 
 impl DropReason {
     /// Every reason, in the order of their numbers.
-    pub const ALL: [DropReason; 16] = [
+    pub const ALL: [DropReason; 17] = [
         DropReason::TooShort,
         DropReason::TableMiss,
         DropReason::NoActions,
         DropReason::NoSuchPort,
         DropReason::LinkDown,
+        DropReason::PortBlocked,
         DropReason::IngressPort,
         DropReason::VlanNotAllowed,
         DropReason::NoOtherPort,
@@ -240,6 +264,7 @@ impl DropReason {
             DropReason::NoActions => "no_actions",
             DropReason::NoSuchPort => "no_such_port",
             DropReason::LinkDown => "link_down",
+            DropReason::PortBlocked => "port_blocked",
             DropReason::IngressPort => "ingress_port",
             DropReason::VlanNotAllowed => "vlan_not_allowed",
             DropReason::NoOtherPort => "no_other_port",

@@ -9,7 +9,8 @@ use crate::model::{PortConfig, PortNo, VlanMode};
 #[derive(Clone, Copy, Default)]
 struct Slot {
     present: bool,
-    up: bool,
+    sends: bool,
+    ignores: bool,
     trunk: bool,
     /// Access VLAN, or native VLAN of a trunk.
     vid: Option<u16>,
@@ -28,6 +29,8 @@ pub enum EgressTag {
 #[derive(Clone, Default)]
 pub struct Ports {
     slots: Vec<Slot>,
+    /// Whether some port ignores what comes in.
+    ignoring: bool,
     configs: BTreeMap<PortNo, Arc<PortConfig>>,
 }
 
@@ -42,9 +45,11 @@ impl Ports {
                 VlanMode::Access(vid) => (false, Some(vid)),
                 VlanMode::Trunk { native, .. } => (true, native),
             };
-            slots[port.0 as usize] = Slot { present: true, up: config.link_up, trunk, vid };
+            slots[port.0 as usize] =
+                Slot { present: true, sends: config.sends(), ignores: config.ignores(), trunk, vid };
         }
-        Ports { slots, configs }
+        let ignoring = slots.iter().any(|slot| slot.ignores);
+        Ports { slots, ignoring, configs }
     }
 
     /// The port's configuration.
@@ -78,10 +83,22 @@ impl Ports {
         self.slot(port).present
     }
 
-    /// Whether the port exists and its link is up.
+    /// Whether the port exists and frames can leave by it ([`PortConfig::sends`]).
     #[inline]
-    pub fn is_up(&self, port: PortNo) -> bool {
-        self.slot(port).up
+    pub fn sends(&self, port: PortNo) -> bool {
+        self.slot(port).sends
+    }
+
+    /// Whether there is any port whose frames are dropped as they come in ([`PortConfig::ignores`]).
+    #[inline]
+    pub fn ignoring(&self) -> bool {
+        self.ignoring
+    }
+
+    /// Whether this port's frames are.
+    #[inline]
+    pub fn ignores(&self, port: PortNo) -> bool {
+        self.slot(port).ignores
     }
 
     /// The VLAN of a packet that came in on `port` with the outer tag `tag` (VID, `None` = untagged); `None` =

@@ -268,6 +268,7 @@ impl Switch {
             mtu: spec.mtu,
             link_up,
             speed_kbps: SPEED_KBPS,
+            config: ofp::PortConfig(0),
         };
         if let Err(error) = self.bridge.add_port(config) {
             self.data_path.remove_port(number);

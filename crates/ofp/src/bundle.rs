@@ -111,6 +111,19 @@ pub struct BundleAdd {
     pub properties: Vec<BundleProperty>,
 }
 
+impl BundleAdd {
+    /// The bundle that a message was to be added to, whatever else is wrong with the message; `None` for other messages.
+    pub fn peek(bytes: &[u8]) -> Option<u32> {
+        let header = Header::peek(bytes)?;
+        let [experimenter, kind, bundle_id] = [8, 12, 16]
+            .map(|at| bytes.get(at..at + 4).and_then(|word| word.try_into().ok()).map(u32::from_be_bytes));
+        let is_add = header.kind == crate::MessageType::Experimenter.number()
+            && experimenter == Some(ONF_EXPERIMENTER)
+            && kind == Some(ADD_MESSAGE);
+        if is_add { bundle_id } else { None }
+    }
+}
+
 fn is_bundle(body: &Body) -> bool {
     matches!(body, Body::BundleAdd(_) | Body::BundleControl(_))
 }

@@ -1,9 +1,10 @@
 //! Between the codec's words and the pipeline's: matches and flows.
 
-use ofp::{ErrorCode, Field, FlowModFlags, Match};
-use packet::{FlowKey, field};
+use ofp::{ErrorCode, Field, FlowModFlags, Match, PortMod};
+use packet::{FlowKey, MacAddr, field};
 
 pub use super::actions::{actions, instructions};
+use crate::bridge::{ChangeError, PortChangeRequest};
 use crate::flow::{Flow, FlowFlags};
 use crate::flow_tables::{FlowModError, Selection};
 use crate::model::PortNo;
@@ -130,6 +131,31 @@ pub fn flow_mod_error(error: FlowModError) -> ErrorCode {
         FlowModError::Overlap { .. } => ErrorCode::FLOW_MOD_OVERLAP,
         FlowModError::BadGoto { .. } => ErrorCode::INSTRUCTION_BAD_TABLE_ID,
     }
+}
+
+/// The code for a refused change.
+pub fn change_error(error: ChangeError) -> ErrorCode {
+    match error {
+        ChangeError::Flow(error) => flow_mod_error(error),
+        ChangeError::NoSuchPort(_) => ErrorCode::PORT_MOD_BAD_PORT,
+        ChangeError::OtherPort(_) => ErrorCode::PORT_MOD_BAD_HW_ADDR,
+    }
+}
+
+/// What a port-mod asks for.
+///
+/// # Errors
+/// The code to answer with.
+pub fn port_change(request: &PortMod) -> Result<PortChangeRequest, ErrorCode> {
+    if request.mask.0 & !ofp::PortConfig::NAMED.0 != 0 {
+        return Err(ErrorCode::PORT_MOD_BAD_CONFIG);
+    }
+    if request.advertise.0 != 0 {
+        // There are no link modes to choose from.
+        return Err(ErrorCode::PORT_MOD_BAD_ADVERTISE);
+    }
+    let (port, mac) = (PortNo(request.port_no.0), MacAddr(request.hw_addr.0));
+    Ok(PortChangeRequest { port, mac, config: request.config, mask: request.mask })
 }
 
 /// Flags of a flow from those of its flow-mod.

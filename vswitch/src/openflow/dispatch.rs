@@ -95,33 +95,47 @@ fn wants(entry: &Entry, masks: [u32; 2], reason: u8) -> bool {
     mask.checked_shr(reason.into()).is_some_and(|mask| mask & 1 != 0)
 }
 
-fn send_packet_in(shared: &Shared, packet_in: PacketIn) {
-    let reason = match packet_in.reason {
-        PacketInReason::TableMiss => ofp::PacketInReason::NoMatch,
-        PacketInReason::Action => ofp::PacketInReason::Action,
-        PacketInReason::InvalidTtl => ofp::PacketInReason::InvalidTtl,
+fn send_packet_in(shared: &Shared, mut packet_in: PacketIn) {
+    let (reason, by_action) = match packet_in.reason {
+        PacketInReason::TableMiss => (ofp::PacketInReason::NoMatch, true),
+        PacketInReason::Action => (ofp::PacketInReason::Action, true),
+        PacketInReason::InvalidTtl => (ofp::PacketInReason::InvalidTtl, false),
     };
     let in_port = ofp::PortNo(packet_in.in_port.0);
-    let message = encode(Body::PacketIn(ofp::PacketIn {
-        buffer_id: ofp::NO_BUFFER,
-        total_len: packet_in.total_len,
-        reason,
-        table_id: packet_in.table,
-        cookie: packet_in.cookie,
-        matching: Match::any().with(OxmField::InPort(in_port)),
-        data: packet_in.frame.into_vec(),
-    }));
-    let Some(message) = message else { return };
+    let frame = std::mem::take(&mut packet_in.frame);
+    let message = |bytes: usize| {
+        encode(Body::PacketIn(ofp::PacketIn {
+            buffer_id: ofp::NO_BUFFER,
+            total_len: packet_in.total_len,
+            reason,
+            table_id: packet_in.table,
+            cookie: packet_in.cookie,
+            matching: Match::any().with(OxmField::InPort(in_port)),
+            data: frame[..frame.len().min(bytes)].to_vec(),
+        }))
+    };
+    // Made when the first session wants it, for all that want as many bytes.
+    let mut made: Option<(usize, Arc<[u8]>)> = None;
     let now = Instant::now();
     for entry in shared.sessions().iter_mut() {
         if !wants(entry, entry.filter.packet_in_mask, reason.number()) {
             continue;
         }
-        if entry.rate.allow(now) && entry.notices.try_send(message.clone()).is_ok() {
-            count(&shared.stats.packet_ins_sent);
-        } else {
+        if !entry.rate.allow(now) {
             count(&shared.stats.packet_ins_dropped);
+            continue;
         }
+        let bytes = match entry.miss_send_len {
+            // Actions say themselves how many bytes they send (7.2.5).
+            _ if by_action => frame.len(),
+            ofp::CONTROLLER_LEN_NO_BUFFER => frame.len(),
+            length => usize::from(length).min(frame.len()),
+        };
+        if made.as_ref().is_none_or(|(made, _)| *made != bytes) {
+            made = message(bytes).map(|message| (bytes, message));
+        }
+        let sent = made.as_ref().is_some_and(|(_, message)| entry.notices.try_send(message.clone()).is_ok());
+        count(if sent { &shared.stats.packet_ins_sent } else { &shared.stats.packet_ins_dropped });
     }
 }
 

@@ -9,6 +9,7 @@
 //! session that breaks the protocol or does not read is closed without touching the others.
 
 mod actions;
+mod bundles;
 mod connection;
 pub mod convert;
 mod dispatch;
@@ -101,6 +102,8 @@ struct Entry {
     dialed: bool,
     role: Role,
     filter: ofp::AsyncConfig,
+    /// Bytes it wants of packets that no action sent (`miss_send_len`).
+    miss_send_len: u16,
     notices: mpsc::Sender<Arc<[u8]>>,
     rate: dispatch::Rate,
 }
@@ -125,6 +128,7 @@ struct Shared {
     /// The election that made the present master.
     generation: Mutex<Option<u64>>,
     next_id: AtomicU64,
+    bundled: bundles::Budget,
 }
 
 impl Shared {
@@ -173,6 +177,7 @@ impl Agent {
             sessions: Mutex::new(Vec::new()),
             generation: Mutex::new(None),
             next_id: AtomicU64::new(1),
+            bundled: bundles::Budget::default(),
         });
         let mut tasks = Vec::new();
         for listener in listeners {

@@ -7,13 +7,15 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use ofp::{
-    Body, ErrorCode, ErrorMessage, GroupModCommand, Hello, Message, MeterModCommand, MultipartReply,
-    MultipartRequest, PacketOut, PortMod, QueueConfig, RoleMessage, SwitchConfig,
+    Body, BundleControl, BundleControlType, ErrorCode, ErrorMessage, GroupModCommand, Hello, Message,
+    MeterModCommand, MultipartReply, MultipartRequest, PacketOut, QueueConfig, RoleMessage, SwitchConfig,
 };
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 
+use super::bundles::{Bundles, Outcome};
 use super::{Entry, Role, Shared, convert, count, dispatch, flow_mod, replies};
+use crate::bridge::Change;
 use crate::flow_tables::Removed;
 use crate::model::PortNo;
 
@@ -25,6 +27,8 @@ const OUT_BYTES: usize = 64 * 1024;
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Multipart requests that may be unfinished at once.
 const OPEN_REQUESTS_MAX: usize = 16;
+/// Bytes of a packet that no action sent, for controllers that did not say how many they want (7.3.2).
+const MISS_SEND_LEN: u16 = 128;
 /// Flows of a reply that are turned into messages at a time.
 const FLOWS_AT_ONCE: usize = 512;
 
@@ -65,6 +69,7 @@ pub struct Session<W> {
     removed: Vec<Removed>,
     /// Multipart requests of which more parts are to come.
     open_requests: HashSet<u32>,
+    bundles: Bundles,
     notices: Option<mpsc::Sender<Arc<[u8]>>>,
 }
 
@@ -78,6 +83,7 @@ impl<W: AsyncWrite + Unpin> Session<W> {
     ) -> (Session<W>, mpsc::Receiver<Arc<[u8]>>) {
         let (sender, receiver) = mpsc::channel(NOTICES_MAX);
         let id = shared.next_id.fetch_add(1, Ordering::Relaxed);
+        let bundles = Bundles::new(shared.bundled.clone());
         let session = Session {
             shared,
             id,
@@ -86,9 +92,10 @@ impl<W: AsyncWrite + Unpin> Session<W> {
             greeted: false,
             writer,
             out: Vec::new(),
-            config: SwitchConfig { flags: ofp::ConfigFlags(0), miss_send_len: 128 },
+            config: SwitchConfig { flags: ofp::ConfigFlags(0), miss_send_len: MISS_SEND_LEN },
             removed: Vec::new(),
             open_requests: HashSet::new(),
+            bundles,
             notices: Some(sender),
         };
         (session, receiver)
@@ -158,6 +165,9 @@ impl<W: AsyncWrite + Unpin> Session<W> {
             Ok(message) => message,
             Err(error) if self.greeted => {
                 tracing::debug!(peer = %self.peer, %error, "refused a message");
+                if let Some(bundle_id) = ofp::BundleAdd::peek(bytes) {
+                    self.bundles.spoil(bundle_id);
+                }
                 self.refuse(bytes, error.code);
                 return Ok(());
             }
@@ -200,6 +210,7 @@ impl<W: AsyncWrite + Unpin> Session<W> {
                 dialed: self.dialed,
                 role: Role::Equal,
                 filter: dispatch::default_filter(),
+                miss_send_len: self.config.miss_send_len,
                 notices,
                 rate: dispatch::Rate::new(self.shared.config.packet_ins_per_second),
             });
@@ -217,16 +228,7 @@ impl<W: AsyncWrite + Unpin> Session<W> {
 
     /// Carries out a request. The inner error is answered, the outer one closes the session.
     async fn request(&mut self, xid: u32, body: Body) -> Result<Result<(), ErrorCode>, Close> {
-        let changes = matches!(
-            body,
-            Body::FlowMod(_)
-                | Body::GroupMod(_)
-                | Body::MeterMod(_)
-                | Body::PortMod(_)
-                | Body::TableMod(_)
-                | Body::PacketOut(_)
-        );
-        if changes && self.is_slave() {
+        if changes_something(&body) && self.is_slave() {
             return Ok(Err(ErrorCode::IS_SLAVE));
         }
         match body {
@@ -238,6 +240,7 @@ impl<W: AsyncWrite + Unpin> Session<W> {
                 Ok(Ok(()))
             }
             Body::MultipartRequest(request) => self.multipart(xid, request).await,
+            Body::BundleControl(request) => Ok(self.bundle_control(xid, request).await),
             Body::MultipartRequestMore(request) => Ok(self.more(xid, &request)),
             body => Ok(self.simple(xid, body)),
         }
@@ -253,14 +256,21 @@ impl<W: AsyncWrite + Unpin> Session<W> {
             }
             Body::GetConfigRequest => self.send(xid, Body::GetConfigReply(self.config)),
             Body::SetConfig(config) if config.flags.0 != 0 => return Err(ErrorCode::CONFIG_BAD_FLAGS),
-            Body::SetConfig(config) => self.config = config,
+            Body::SetConfig(config) => {
+                self.config = config;
+                self.entry(|entry| entry.miss_send_len = config.miss_send_len);
+            }
             Body::FlowMod(request) => {
                 let removed = flow_mod::apply(&self.shared.bridge, &request)?;
-                self.removed.extend(removed.into_iter().filter(|removed| removed.flow.flags.send_removed));
+                self.keep_removed(removed);
                 count(&self.shared.stats.flow_mods);
             }
             Body::PacketOut(request) => return self.packet_out(request),
-            Body::PortMod(request) => return self.port_mod(&request),
+            Body::PortMod(request) => {
+                let change = Change::Port(convert::port_change(&request)?);
+                self.shared.bridge.apply(&change).map_err(convert::change_error)?;
+            }
+            Body::BundleAdd(request) => return self.bundles.add(xid, &request),
             Body::TableMod(request) => return table_mod(&request),
             Body::GroupMod(request) => return group_mod(request.command),
             Body::MeterMod(request) => return meter_mod(request.command),
@@ -278,9 +288,7 @@ impl<W: AsyncWrite + Unpin> Session<W> {
                 }
                 self.send(xid, Body::QueueGetConfigReply(QueueConfig { port, queues: Vec::new() }));
             }
-            Body::Experimenter(_) | Body::BundleControl(_) | Body::BundleAdd(_) => {
-                return Err(ErrorCode::BAD_EXPERIMENTER);
-            }
+            Body::Experimenter(_) => return Err(ErrorCode::BAD_EXPERIMENTER),
             // Any message shows that the other side lives.
             Body::EchoReply(_) => {}
             // What only switches send, and what was handled before.
@@ -304,17 +312,36 @@ impl<W: AsyncWrite + Unpin> Session<W> {
         Ok(())
     }
 
-    fn port_mod(&self, request: &PortMod) -> Result<(), ErrorCode> {
-        let ports = self.shared.bridge.ports();
-        let port = ports.iter().find(|port| port.ofport.0 == request.port_no.0);
-        let port = port.ok_or(ErrorCode::PORT_MOD_BAD_PORT)?;
-        if port.mac.0 != request.hw_addr.0 {
-            return Err(ErrorCode::PORT_MOD_BAD_HW_ADDR);
-        }
-        if request.mask.0 != 0 {
-            return Err(ErrorCode::PORT_MOD_BAD_CONFIG);
-        }
-        if request.advertise.0 != 0 { Err(ErrorCode::PORT_MOD_BAD_ADVERTISE) } else { Ok(()) }
+    /// A bundle is carried out before its commit is answered, and live then.
+    async fn bundle_control(&mut self, xid: u32, request: BundleControl) -> Result<(), ErrorCode> {
+        let kind = match self.bundles.control(&request)? {
+            Outcome::Reply(kind) => kind,
+            Outcome::Commit(changes, messages) => {
+                match self.shared.bridge.commit(&changes) {
+                    Ok(removed) => self.keep_removed(removed),
+                    Err(error) => {
+                        let failed = &messages[error.at];
+                        tracing::debug!(peer = %self.peer, error = %error.source, "refused a bundle");
+                        let code = convert::change_error(error.source);
+                        count(&self.shared.stats.errors_sent);
+                        let error = ErrorMessage::refusing(code, &failed.head);
+                        self.send(failed.xid, Body::Error(error));
+                        return Err(ErrorCode::BUNDLE_MESSAGE_FAILED);
+                    }
+                }
+                let flow_mods = changes.iter().filter(|change| matches!(change, Change::Flow(_))).count();
+                self.shared.stats.flow_mods.fetch_add(flow_mods as u64, Ordering::Relaxed);
+                self.shared.bridge.barrier().await;
+                BundleControlType::CommitReply
+            }
+        };
+        self.send(xid, Body::BundleControl(BundleControl { kind, properties: Vec::new(), ..request }));
+        Ok(())
+    }
+
+    /// Keeps those of the removed flows that somebody wants to hear of.
+    fn keep_removed(&mut self, removed: Vec<Removed>) {
+        self.removed.extend(removed.into_iter().filter(|removed| removed.flow.flags.send_removed));
     }
 
     fn role(&mut self, xid: u32, request: RoleMessage) -> Result<(), ErrorCode> {
@@ -460,6 +487,23 @@ impl<W> Drop for Session<W> {
         }
         // What it sent and did not wait for becomes live all the same.
         self.shared.bridge.publish();
+    }
+}
+
+/// Whether a message asks for more than to be told something: slaves may not (6.3.6).
+fn changes_something(body: &Body) -> bool {
+    match body {
+        Body::FlowMod(_)
+        | Body::GroupMod(_)
+        | Body::MeterMod(_)
+        | Body::PortMod(_)
+        | Body::TableMod(_)
+        | Body::PacketOut(_)
+        | Body::BundleControl(_)
+        | Body::BundleAdd(_) => true,
+        Body::MultipartRequest(MultipartRequest::TableFeatures(features)) => !features.is_empty(),
+        Body::MultipartRequestMore(_) => true,
+        _ => false,
     }
 }
 

@@ -243,6 +243,7 @@ pub fn port(number: u32) -> PortConfig {
         mtu: 1500,
         link_up: true,
         speed_kbps: 10_000_000,
+        config: ofp::PortConfig(0),
     }
 }
 

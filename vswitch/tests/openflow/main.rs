@@ -1,6 +1,7 @@
 //! The agent and the pipeline over a data path in this process: frames in, frames out, real forwarders on threads
 //! of their own, controllers and `ovs-ofctl` over real sockets.
 
+mod bundles;
 mod client;
 mod data_path;
 mod hostile;
