@@ -4,8 +4,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Subcommand;
+use telemetry::tls::{Tls, TlsFiles};
 use vswitch::bridge::{BridgeConfig, FailMode};
-use vswitch::config::{DaemonConfig, parse_controller, parse_listener};
+use vswitch::config::{DaemonConfig, OpenFlowAddress, parse_controller, parse_listener};
 
 use crate::output;
 use crate::settings::Settings;
@@ -20,9 +21,9 @@ pub struct Args {
 #[derive(Subcommand)]
 enum Verb {
     /// Run the daemon in the foreground
-    Run(Flags),
+    Run(Box<Flags>),
     /// Check flags and configuration file, and do nothing else
-    Check(Flags),
+    Check(Box<Flags>),
 }
 
 /// Each flag may also stand in the TOML file, with `_` for `-`.
@@ -49,12 +50,21 @@ struct Flags {
     /// OpenFlow datapath id, decimal or hexadecimal with 0x [default: 1]
     #[arg(long, value_name = "ID")]
     dpid: Option<String>,
-    /// Controllers to call: tcp:ADDRESS:PORT or unix:PATH, separated by commas or given several times
+    /// Controllers to call: tcp:ADDRESS:PORT, ssl:ADDRESS:PORT or unix:PATH, separated by commas or given several times
     #[arg(long, value_name = "TARGET")]
     controller: Vec<String>,
-    /// Where controllers and tools may call: ptcp:ADDRESS:PORT or punix:PATH, likewise
+    /// Where controllers and tools may call: ptcp:ADDRESS:PORT, pssl:ADDRESS:PORT or punix:PATH, likewise
     #[arg(long, value_name = "TARGET")]
     listen: Vec<String>,
+    /// PEM file with the switch's private key, for ssl: and pssl:
+    #[arg(long, value_name = "FILE")]
+    tls_key: Option<PathBuf>,
+    /// PEM file with the switch's certificate
+    #[arg(long, value_name = "FILE")]
+    tls_cert: Option<PathBuf>,
+    /// PEM file with the certificates of those who sign the controllers' certificates
+    #[arg(long, value_name = "FILE")]
+    tls_ca: Option<PathBuf>,
     /// Without flows and controller: standalone (learn and forward) or secure (drop) [default: standalone]
     #[arg(long, value_name = "MODE")]
     fail_mode: Option<String>,
@@ -72,7 +82,8 @@ impl Flags {
         let joined = |list: &[String]| (!list.is_empty()).then(|| list.join(","));
         let (controllers, listen) = (joined(&self.controller), joined(&self.listen));
         let defaults = BridgeConfig::default();
-        let config = DaemonConfig {
+        let tls = self.tls(&mut settings);
+        let mut config = DaemonConfig {
             state_dir: settings
                 .path("state_dir", self.state_dir.as_deref())
                 .unwrap_or_else(|| PathBuf::from("/var/lib/sluice/switch")),
@@ -94,15 +105,16 @@ impl Flags {
             controllers: settings.list(
                 "controller",
                 controllers.as_deref(),
-                "give tcp:ADDRESS[:PORT] or unix:PATH",
+                "give tcp:ADDRESS[:PORT], ssl:ADDRESS[:PORT] or unix:PATH",
                 parse_controller,
             ),
             listen: settings.list(
                 "listen",
                 listen.as_deref(),
-                "give ptcp:ADDRESS[:PORT] or punix:PATH",
+                "give ptcp:ADDRESS[:PORT], pssl:ADDRESS[:PORT] or punix:PATH",
                 parse_listener,
             ),
+            tls: None,
             ageing: settings
                 .get("ageing_s", self.ageing_s.as_deref(), "give seconds, 10 to 1000000", |text| {
                     match text.parse() {
@@ -113,8 +125,48 @@ impl Flags {
                 })
                 .unwrap_or(Duration::from_secs(300)),
         };
+        config.tls = tls.load(&mut settings, &config);
         settings.finish()?;
         Ok(config)
+    }
+
+    fn tls(&self, settings: &mut Settings) -> TlsSettings {
+        TlsSettings {
+            key: settings.path("tls_key", self.tls_key.as_deref()),
+            cert: settings.path("tls_cert", self.tls_cert.as_deref()),
+            ca: settings.path("tls_ca", self.tls_ca.as_deref()),
+        }
+    }
+}
+
+/// The files for TLS, as far as they are given.
+struct TlsSettings {
+    key: Option<PathBuf>,
+    cert: Option<PathBuf>,
+    ca: Option<PathBuf>,
+}
+
+impl TlsSettings {
+    /// Reads the files when some address needs them or any of them is given: then all three have to be.
+    fn load(self, settings: &mut Settings, config: &DaemonConfig) -> Option<Tls> {
+        let wanted = |address: &&OpenFlowAddress| matches!(address, OpenFlowAddress::Tls(_));
+        let needs = config.controllers.iter().chain(&config.listen).find(wanted);
+        let given = [("tls_key", &self.key), ("tls_cert", &self.cert), ("tls_ca", &self.ca)];
+        if needs.is_none() && given.iter().all(|(_, file)| file.is_none()) {
+            return None;
+        }
+        let reason = needs.map_or("the other files for TLS".to_string(), ToString::to_string);
+        for (key, _) in given.iter().filter(|(_, file)| file.is_none()) {
+            settings.refuse(key, "", format!("is missing, and {reason} needs it"), "give a PEM file");
+        }
+        let files = TlsFiles { key: self.key?, cert: self.cert?, ca: self.ca? };
+        match Tls::load(&files) {
+            Ok(tls) => Some(tls),
+            Err(error) => {
+                settings.refuse("tls", "", error.to_string(), "give PEM files that belong together");
+                None
+            }
+        }
     }
 }
 

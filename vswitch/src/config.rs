@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use telemetry::tls::Tls;
+
 use crate::bridge::BridgeConfig;
 
 /// Settings of the switch daemon, resolved and checked.
@@ -26,6 +28,8 @@ pub struct DaemonConfig {
     pub controllers: Vec<OpenFlowAddress>,
     /// Where controllers and tools may call us.
     pub listen: Vec<OpenFlowAddress>,
+    /// Who we are to those that speak TLS, and whom of them we believe; needed for addresses with TLS only.
+    pub tls: Option<Tls>,
     /// How long a learned address is kept without a frame from it.
     pub ageing: Duration,
 }
@@ -35,6 +39,8 @@ pub struct DaemonConfig {
 pub enum OpenFlowAddress {
     /// TCP.
     Tcp(SocketAddr),
+    /// TLS over TCP.
+    Tls(SocketAddr),
     /// A Unix socket.
     Unix(PathBuf),
 }
@@ -43,31 +49,34 @@ impl fmt::Display for OpenFlowAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             OpenFlowAddress::Tcp(address) => write!(f, "tcp:{address}"),
+            OpenFlowAddress::Tls(address) => write!(f, "ssl:{address}"),
             OpenFlowAddress::Unix(path) => write!(f, "unix:{}", path.display()),
         }
     }
 }
 
-/// Reads the address of a controller to call: `tcp:ADDRESS[:PORT]` or `unix:PATH`, as `ovs-vsctl` writes it.
+/// Reads the address of a controller to call: `tcp:ADDRESS[:PORT]`, `ssl:ADDRESS[:PORT]` or `unix:PATH`, as
+/// `ovs-vsctl` writes it.
 ///
 /// # Errors
 /// What is wrong with it.
 pub fn parse_controller(text: &str) -> Result<OpenFlowAddress, String> {
-    parse(text, "tcp:", "unix:")
+    parse(text, ["tcp:", "ssl:", "unix:"])
 }
 
-/// Reads the address to listen at: `ptcp:ADDRESS[:PORT]` or `punix:PATH`.
+/// Reads the address to listen at: `ptcp:ADDRESS[:PORT]`, `pssl:ADDRESS[:PORT]` or `punix:PATH`.
 ///
 /// # Errors
 /// What is wrong with it.
 pub fn parse_listener(text: &str) -> Result<OpenFlowAddress, String> {
-    parse(text, "ptcp:", "punix:")
+    parse(text, ["ptcp:", "pssl:", "punix:"])
 }
 
 /// The port that IANA gave OpenFlow.
 const OPENFLOW_PORT: u16 = 6653;
 
-fn parse(text: &str, tcp: &str, unix: &str) -> Result<OpenFlowAddress, String> {
+fn parse(text: &str, prefixes: [&str; 3]) -> Result<OpenFlowAddress, String> {
+    let [tcp, tls, unix] = prefixes;
     if let Some(path) = text.strip_prefix(unix) {
         let absolute = path.starts_with('/');
         return if absolute {
@@ -76,13 +85,19 @@ fn parse(text: &str, tcp: &str, unix: &str) -> Result<OpenFlowAddress, String> {
             Err("has no absolute path".to_string())
         };
     }
-    let Some(address) = text.strip_prefix(tcp) else {
-        return Err(format!("begins neither with `{tcp}` nor with `{unix}`"));
-    };
+    if let Some(address) = text.strip_prefix(tcp) {
+        return parse_address(address).map(OpenFlowAddress::Tcp);
+    }
+    match text.strip_prefix(tls) {
+        Some(address) => parse_address(address).map(OpenFlowAddress::Tls),
+        None => Err(format!("begins with none of `{tcp}`, `{tls}` and `{unix}`")),
+    }
+}
+
+fn parse_address(address: &str) -> Result<SocketAddr, String> {
     let with_port = address.parse::<SocketAddr>();
-    let parsed = with_port.or_else(|_| Ok(SocketAddr::new(address.parse()?, OPENFLOW_PORT)));
-    parsed
-        .map(OpenFlowAddress::Tcp)
+    with_port
+        .or_else(|_| Ok(SocketAddr::new(address.parse()?, OPENFLOW_PORT)))
         .map_err(|error: std::net::AddrParseError| format!("has no IP address ({error})"))
 }
 
@@ -96,6 +111,9 @@ mod tests {
         assert_eq!(parse_controller("tcp:127.0.0.1:6653"), Ok(tcp("127.0.0.1:6653")));
         assert_eq!(parse_controller("tcp:127.0.0.1"), Ok(tcp("127.0.0.1:6653")));
         assert_eq!(parse_controller("tcp:[::1]:7"), Ok(tcp("[::1]:7")));
+        let tls = |text: &str| OpenFlowAddress::Tls(text.parse().expect("an address"));
+        assert_eq!(parse_controller("ssl:127.0.0.1"), Ok(tls("127.0.0.1:6653")));
+        assert_eq!(parse_listener("pssl:[::1]:6654"), Ok(tls("[::1]:6654")));
         assert_eq!(parse_listener("ptcp:0.0.0.0:6654"), Ok(tcp("0.0.0.0:6654")));
         assert_eq!(parse_listener("punix:/run/s.mgmt"), Ok(OpenFlowAddress::Unix("/run/s.mgmt".into())));
     }
@@ -110,6 +128,8 @@ mod tests {
             "tcp:127.0.0.1:70000",
             "unix:here",
             "ptcp:127.0.0.1",
+            "pssl:127.0.0.1",
+            "ssl:host",
         ] {
             assert!(parse_controller(text).is_err(), "{text}");
         }

@@ -126,6 +126,7 @@ impl Daemon {
         let agent = AgentConfig {
             controllers: config.controllers.clone(),
             listeners: config.listen.clone(),
+            tls: config.tls.clone(),
             ..AgentConfig::default()
         };
         let agent = Agent::start(agent, self.switch.bridge().clone(), packet_ins);

@@ -43,6 +43,7 @@ pub(crate) struct ControlMetrics {
     packet_ins: Mirror,
     packet_ins_dropped: Mirror,
     flow_mods: Mirror,
+    handshakes_failed: Mirror,
 }
 
 impl ControlMetrics {
@@ -86,6 +87,7 @@ impl ControlMetrics {
                 "Packets for controllers that exceeded a session's rate or queue.",
             ),
             flow_mods: mirror("sluice_openflow_flow_mods_total", "Flow-mods carried out."),
+            handshakes_failed: mirror("sluice_openflow_tls_failures_total", "TLS handshakes that failed."),
         }
     }
 
@@ -111,5 +113,6 @@ impl ControlMetrics {
         self.packet_ins.follow(&stats.packet_ins_sent);
         self.packet_ins_dropped.follow(&stats.packet_ins_dropped);
         self.flow_mods.follow(&stats.flow_mods);
+        self.handshakes_failed.follow(&stats.handshakes_failed);
     }
 }

@@ -1,5 +1,5 @@
 //! What every daemon shares to be operated: counter cells and their Prometheus registry, logs, the metrics and admin
-//! sockets, problem reports, checks of input, the state directory and the service manager's readiness message.
+//! sockets, TLS, problem reports, checks of input, the state directory and the service manager's readiness message.
 //!
 //! Invariants: nothing here is a process-wide global except the log subscriber (a [`Registry`] is a value that is handed
 //! around); cells that workers write need no locked instruction; this crate knows no disk, port or protocol of ours.
@@ -14,6 +14,7 @@ pub mod problem;
 mod registry;
 mod service;
 pub mod state;
+pub mod tls;
 
 pub use access::SocketAccess;
 pub use logs::RateLimited;

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
@@ -13,13 +14,17 @@ use nix::sys::socket::{
 };
 use nix::sys::stat::{Mode, fchmod};
 use ofp::Framer;
+use telemetry::tls::Tls;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::Semaphore;
+use tokio::time::error::Elapsed;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_rustls::client::TlsStream;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 
-use super::Shared;
 use super::session::{Close, Session};
+use super::{Shared, count};
 use crate::config::OpenFlowAddress;
 
 /// First and longest wait between two attempts to reach a controller.
@@ -37,6 +42,8 @@ const NOTICES_AT_ONCE: usize = 256;
 pub enum Listener {
     /// TCP.
     Tcp(TcpListener),
+    /// TLS over TCP.
+    Tls(TcpListener, TlsAcceptor),
     /// A Unix socket, and its file.
     Unix(UnixListener, PathBuf),
 }
@@ -45,7 +52,7 @@ impl Listener {
     /// The file to remove in the end.
     pub fn socket_file(&self) -> Option<PathBuf> {
         match self {
-            Listener::Tcp(_) => None,
+            Listener::Tcp(_) | Listener::Tls(..) => None,
             Listener::Unix(_, path) => Some(path.clone()),
         }
     }
@@ -53,22 +60,36 @@ impl Listener {
     /// Where it listens.
     pub fn address(&self) -> OpenFlowAddress {
         match self {
-            Listener::Tcp(listener) => match listener.local_addr() {
-                Ok(address) => OpenFlowAddress::Tcp(address),
-                Err(_) => OpenFlowAddress::Tcp(([0, 0, 0, 0], 0).into()),
-            },
+            Listener::Tcp(listener) => OpenFlowAddress::Tcp(local_address(listener)),
+            Listener::Tls(listener, _) => OpenFlowAddress::Tls(local_address(listener)),
             Listener::Unix(_, path) => OpenFlowAddress::Unix(path.clone()),
         }
     }
 }
 
+fn local_address(listener: &TcpListener) -> SocketAddr {
+    // It was bound, so it has one.
+    listener.local_addr().unwrap_or_else(|_| ([0, 0, 0, 0], 0).into())
+}
+
+fn listen_tcp(address: &SocketAddr) -> io::Result<TcpListener> {
+    let listener = std::net::TcpListener::bind(address)?;
+    listener.set_nonblocking(true)?;
+    TcpListener::from_std(listener)
+}
+
+/// What is missing for an address with TLS.
+fn without_tls() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, "TLS needs a key, a certificate and those of authorities")
+}
+
 /// Listens at `address`.
-pub fn listen(address: &OpenFlowAddress) -> io::Result<Listener> {
+pub fn listen(address: &OpenFlowAddress, tls: Option<&Tls>) -> io::Result<Listener> {
     match address {
-        OpenFlowAddress::Tcp(address) => {
-            let listener = std::net::TcpListener::bind(address)?;
-            listener.set_nonblocking(true)?;
-            Ok(Listener::Tcp(TcpListener::from_std(listener)?))
+        OpenFlowAddress::Tcp(address) => listen_tcp(address).map(Listener::Tcp),
+        OpenFlowAddress::Tls(address) => {
+            let acceptor = TlsAcceptor::from(tls.ok_or_else(without_tls)?.server.clone());
+            listen_tcp(address).map(|listener| Listener::Tls(listener, acceptor))
         }
         OpenFlowAddress::Unix(path) => {
             let listener = listen_unix(path)?;
@@ -113,6 +134,13 @@ pub async fn accept(listener: Listener, shared: Arc<Shared>) {
                     drop(permit);
                 });
             }),
+            Listener::Tls(listener, acceptor) => listener.accept().await.map(|(stream, peer)| {
+                let (shared, acceptor) = (shared.clone(), acceptor.clone());
+                sessions.spawn(async move {
+                    accept_tls(stream, acceptor, shared, format!("ssl:{peer}")).await;
+                    drop(permit);
+                });
+            }),
             Listener::Unix(listener, path) => listener.accept().await.map(|(stream, _)| {
                 let (shared, peer) = (shared.clone(), format!("unix:{}", path.display()));
                 sessions.spawn(async move {
@@ -127,6 +155,37 @@ pub async fn accept(listener: Listener, shared: Arc<Shared>) {
             sleep(RETRY.1).await;
         }
     }
+}
+
+/// Shakes hands with whoever called, and serves it if one of our authorities signed its certificate.
+async fn accept_tls(stream: TcpStream, acceptor: TlsAcceptor, shared: Arc<Shared>, peer: String) {
+    no_delay(&stream, &peer);
+    let accepted = timeout(CONNECT_TIMEOUT, acceptor.accept(stream)).await;
+    match accepted.unwrap_or_else(|elapsed| Err(late(elapsed))) {
+        Ok(stream) => {
+            run(stream, shared, peer, false).await;
+        }
+        Err(error) => {
+            count(&shared.stats.handshakes_failed);
+            tracing::warn!(%peer, %error, "refused an OpenFlow connection: the TLS handshake failed");
+        }
+    }
+}
+
+/// Shakes hands with a controller that we called.
+async fn connect_tls(to: SocketAddr, shared: &Shared, peer: &str) -> io::Result<TlsStream<TcpStream>> {
+    let tls = shared.config.tls.as_ref().ok_or_else(without_tls)?;
+    let stream = timeout(CONNECT_TIMEOUT, TcpStream::connect(to)).await.map_err(late)??;
+    no_delay(&stream, peer);
+    let handshake = TlsConnector::from(tls.client.clone()).connect(to.ip().into(), stream);
+    timeout(CONNECT_TIMEOUT, handshake).await.unwrap_or_else(|elapsed| Err(late(elapsed))).map_err(|error| {
+        count(&shared.stats.handshakes_failed);
+        io::Error::new(error.kind(), format!("the TLS handshake failed: {error}"))
+    })
+}
+
+fn late(_: Elapsed) -> io::Error {
+    io::ErrorKind::TimedOut.into()
 }
 
 /// Dials a controller, again and again.
@@ -154,12 +213,15 @@ pub async fn dial(address: OpenFlowAddress, shared: Arc<Shared>) {
 
 /// One attempt and the session that it leads to. `true` = there was one.
 async fn connect(address: &OpenFlowAddress, shared: &Arc<Shared>) -> io::Result<bool> {
-    let late = |_| io::Error::from(io::ErrorKind::TimedOut);
     let peer = address.to_string();
     Ok(match address {
         OpenFlowAddress::Tcp(to) => {
             let stream = timeout(CONNECT_TIMEOUT, TcpStream::connect(to)).await.map_err(late)??;
             run_tcp(stream, shared.clone(), peer, true).await
+        }
+        OpenFlowAddress::Tls(to) => {
+            let stream = connect_tls(*to, shared, &peer).await?;
+            run(stream, shared.clone(), peer, true).await
         }
         OpenFlowAddress::Unix(path) => {
             let stream = timeout(CONNECT_TIMEOUT, UnixStream::connect(path)).await.map_err(late)??;
@@ -168,11 +230,15 @@ async fn connect(address: &OpenFlowAddress, shared: &Arc<Shared>) -> io::Result<
     })
 }
 
-async fn run_tcp(stream: TcpStream, shared: Arc<Shared>, peer: String, dialed: bool) -> bool {
-    // Barrier replies must not wait for more to send.
+/// Barrier replies must not wait for more to send.
+fn no_delay(stream: &TcpStream, peer: &str) {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%peer, %error, "cannot set TCP_NODELAY");
     }
+}
+
+async fn run_tcp(stream: TcpStream, shared: Arc<Shared>, peer: String, dialed: bool) -> bool {
+    no_delay(&stream, &peer);
     run(stream, shared, peer, dialed).await
 }
 
@@ -210,8 +276,10 @@ async fn serve<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
                 if count == 0 {
                     return Err(Close::Closed);
                 }
-                (heard, probed) = (Instant::now(), false);
-                take(session, &mut framer, &buffer[..count]).await?;
+                // Bytes alone are no sign of life: one at a time, they could keep a session for ever.
+                if take(session, &mut framer, &buffer[..count]).await? {
+                    (heard, probed) = (Instant::now(), false);
+                }
             }
             Some(notice) = notices.recv() => {
                 session.notice(&notice);
@@ -233,22 +301,27 @@ async fn serve<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
     }
 }
 
-/// Handles the messages in what was received.
+/// Handles the messages in what was received. `true` = there was a whole one.
 async fn take<W: AsyncWrite + Unpin>(
     session: &mut Session<W>,
     framer: &mut Framer,
     mut received: &[u8],
-) -> Result<(), Close> {
+) -> Result<bool, Close> {
+    let mut whole = false;
     while !received.is_empty() {
         let taken = framer.push(received);
         received = &received[taken..];
         loop {
             match framer.pop() {
-                Ok(Some(message)) => session.message(message).await?,
+                Ok(Some(message)) => {
+                    whole = true;
+                    session.message(message).await?;
+                }
                 Ok(None) => break,
                 Err(error) => return Err(Close::Protocol(error.to_string())),
             }
         }
     }
-    session.settle().await
+    session.settle().await?;
+    Ok(whole)
 }

@@ -24,6 +24,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use telemetry::tls::Tls;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
@@ -38,8 +39,11 @@ pub use text::{flow_json, flow_text};
 pub struct AgentConfig {
     /// Controllers to dial and to keep dialling.
     pub controllers: Vec<OpenFlowAddress>,
-    /// Where others may connect. TCP addresses are open to whoever reaches them, Unix sockets to their owner.
+    /// Where others may connect. TCP addresses are open to whoever reaches them, TLS ones to whoever has a
+    /// certificate, Unix sockets to their owner.
     pub listeners: Vec<OpenFlowAddress>,
+    /// For addresses with TLS.
+    pub tls: Option<Tls>,
     /// Packet-ins per second and session; the rest is dropped and counted.
     pub packet_ins_per_second: u32,
     /// Silence after which a session is asked whether it lives, and after as much again closed.
@@ -51,6 +55,7 @@ impl Default for AgentConfig {
         AgentConfig {
             controllers: Vec::new(),
             listeners: Vec::new(),
+            tls: None,
             packet_ins_per_second: 50_000,
             probe_interval: Duration::from_secs(5),
         }
@@ -85,6 +90,8 @@ pub struct AgentStats {
     pub notices_dropped: AtomicU64,
     /// Flow-mods that were carried out.
     pub flow_mods: AtomicU64,
+    /// TLS handshakes that failed, ours and those of others.
+    pub handshakes_failed: AtomicU64,
 }
 
 /// What a controller is to us: 6.3.6.
@@ -157,7 +164,7 @@ impl Agent {
     ) -> Result<Agent, Vec<ListenError>> {
         let (mut listeners, mut errors) = (Vec::new(), Vec::new());
         for address in &config.listeners {
-            match connection::listen(address) {
+            match connection::listen(address, config.tls.as_ref()) {
                 Ok(listener) => listeners.push(listener),
                 Err(source) => errors.push(ListenError { address: address.clone(), source }),
             }

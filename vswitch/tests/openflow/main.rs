@@ -8,3 +8,4 @@ mod hostile;
 mod ovs_ofctl;
 mod packets;
 mod sessions;
+mod tls;
