@@ -8,6 +8,16 @@ pub struct Allocator {
     free_in: Vec<u32>,
     slots: u64,
     free: u64,
+    homes: Vec<Home>,
+}
+
+/// Slots of an adopted device. They are given to the units they are the home of and to nobody else: so the device
+/// stays an image of its volume. In `words` they all count as taken.
+#[derive(Debug, Clone)]
+struct Home {
+    first: u64,
+    slots: u64,
+    taken: Vec<u64>,
 }
 
 const GROUP: usize = 64;
@@ -15,7 +25,8 @@ const GROUP: usize = 64;
 impl Allocator {
     /// All `slots` free.
     pub fn new(slots: u64) -> Self {
-        let mut allocator = Allocator { words: Vec::new(), free_in: Vec::new(), slots: 0, free: 0 };
+        let mut allocator =
+            Allocator { words: Vec::new(), free_in: Vec::new(), slots: 0, free: 0, homes: Vec::new() };
         allocator.extend(slots);
         allocator
     }
@@ -29,6 +40,29 @@ impl Allocator {
         for slot in old..self.slots {
             self.release_bit(slot);
         }
+    }
+
+    /// Adds `more` slots at the end that are only given out by [`Allocator::allocate_home`].
+    pub fn extend_home(&mut self, more: u64, taken: bool) {
+        let (first, fill) = (self.slots, if taken { u64::MAX } else { 0 });
+        self.homes.push(Home { first, slots: more, taken: vec![fill; more.div_ceil(64) as usize] });
+        self.slots += more;
+        self.words.resize(self.slots.div_ceil(64) as usize, u64::MAX);
+        self.free_in.resize(self.words.len().div_ceil(GROUP), 0);
+    }
+
+    /// Takes slot `at` of the adopted device whose slots begin at `first`. False if there is none, or it is taken.
+    pub fn allocate_home(&mut self, first: u64, at: u64) -> bool {
+        let there = self.homes.iter().any(|home| home.first == first && at < home.slots);
+        there && self.take(first + at)
+    }
+
+    /// The word and bit of a slot of an adopted device.
+    fn home_word(&mut self, slot: u64) -> Option<(&mut u64, u64)> {
+        let home =
+            self.homes.iter_mut().find(|home| (home.first..home.first + home.slots).contains(&slot))?;
+        let at = slot - home.first;
+        Some((&mut home.taken[(at / 64) as usize], at % 64))
     }
 
     /// Slots altogether.
@@ -62,7 +96,12 @@ impl Allocator {
 
     /// Marks a slot taken, when the map is read. False if there is no such slot or it was taken.
     pub fn take(&mut self, slot: u64) -> bool {
-        if slot >= self.slots || self.is_taken(slot) {
+        if let Some((word, bit)) = self.home_word(slot) {
+            let free = *word >> bit & 1 == 0;
+            *word |= 1 << bit;
+            return free;
+        }
+        if slot >= self.slots || self.words[(slot / 64) as usize] >> (slot % 64) & 1 == 1 {
             return false;
         }
         self.words[(slot / 64) as usize] |= 1 << (slot % 64);
@@ -73,13 +112,22 @@ impl Allocator {
 
     /// Whether the slot is taken.
     pub fn is_taken(&self, slot: u64) -> bool {
-        self.words[(slot / 64) as usize] >> (slot % 64) & 1 == 1
+        let home = self.homes.iter().find(|home| (home.first..home.first + home.slots).contains(&slot));
+        match home {
+            Some(home) => {
+                home.taken[((slot - home.first) / 64) as usize] >> ((slot - home.first) % 64) & 1 == 1
+            }
+            None => self.words[(slot / 64) as usize] >> (slot % 64) & 1 == 1,
+        }
     }
 
     /// Gives a slot back.
     pub fn release(&mut self, slot: u64) {
         assert!(slot < self.slots && self.is_taken(slot), "cold slot {slot} is released but was not taken");
-        self.release_bit(slot);
+        match self.home_word(slot) {
+            Some((word, bit)) => *word &= !(1 << bit),
+            None => self.release_bit(slot),
+        }
     }
 
     fn release_bit(&mut self, slot: u64) {
@@ -109,6 +157,23 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
     use std::collections::BTreeSet;
+
+    #[test]
+    fn homes_are_given_only_to_those_who_name_them() {
+        let mut allocator = Allocator::new(3);
+        allocator.extend_home(70, true);
+        allocator.extend(2);
+        assert_eq!((allocator.slots(), allocator.free()), (75, 5));
+        assert_eq!(std::iter::from_fn(|| allocator.allocate(1)).collect::<Vec<_>>(), [1, 2, 73, 74, 0]);
+        assert!(
+            !allocator.allocate_home(3, 0)
+                && !allocator.allocate_home(0, 3)
+                && !allocator.allocate_home(3, 70)
+        );
+        allocator.release(3);
+        assert!(!allocator.is_taken(3) && allocator.free() == 0 && allocator.allocate(3).is_none());
+        assert!(allocator.allocate_home(3, 0) && allocator.is_taken(3) && !allocator.take(3));
+    }
 
     proptest! {
         #[test]

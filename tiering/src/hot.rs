@@ -8,7 +8,8 @@
 
 use crate::hash::FastMap;
 use crate::journal::HotState;
-use crate::types::{Extent, PageMask};
+use crate::policy::list::{Links, List};
+use crate::types::{Extent, PageMask, VolumeId};
 
 const NO_EXTENT: Extent = Extent::MAX;
 
@@ -16,6 +17,8 @@ const NO_EXTENT: Extent = Extent::MAX;
 #[derive(Debug, Clone)]
 pub struct Slot {
     extent: Extent,
+    /// The volume whose request brought the extent here.
+    volume: VolumeId,
     /// Pages that are here.
     pub valid: PageMask,
     /// Pages that are only here.
@@ -52,6 +55,7 @@ pub struct Slot {
 
 const EMPTY: Slot = Slot {
     extent: NO_EXTENT,
+    volume: VolumeId(0),
     valid: 0,
     dirty: 0,
     sole: 0,
@@ -76,16 +80,27 @@ impl Slot {
         (self.extent != NO_EXTENT).then_some(self.extent)
     }
 
+    /// The volume whose request brought the extent here: its limits count the slot.
+    pub fn volume(&self) -> VolumeId {
+        self.volume
+    }
+
     /// What a record says about the slot. Once a page is dirty all valid ones count as dirty in the record, so that
     /// overwriting them writes no further metadata.
     pub fn state(&self) -> Option<HotState> {
         let valid = self.valid;
         (self.extent != NO_EXTENT && valid != 0).then_some(HotState {
             extent: self.extent,
+            volume: self.volume,
             valid,
             dirty: if self.dirty & valid != 0 { valid } else { 0 },
             fresh: self.fresh,
         })
+    }
+
+    /// Nothing is only here.
+    pub fn is_clean(&self) -> bool {
+        self.dirty == 0 && !self.fresh
     }
 
     /// Nothing is going on that speaks against demotion.
@@ -100,16 +115,32 @@ pub struct Directory {
     slots: Vec<Slot>,
     index: FastMap<Extent, u32>,
     free: Vec<u32>,
+    /// The slots of each volume in the order in which they were filled.
+    of_volume: FastMap<VolumeId, List>,
+    links: Links,
 }
 
 impl Directory {
     /// `slots` free slots.
     pub fn new(slots: u32) -> Self {
-        Directory {
-            slots: vec![EMPTY; slots as usize],
-            index: FastMap::with_capacity_and_hasher(slots as usize, Default::default()),
-            free: (0..slots).rev().collect(),
-        }
+        let mut directory = Directory {
+            slots: Vec::new(),
+            index: FastMap::default(),
+            free: Vec::new(),
+            of_volume: FastMap::default(),
+            links: Links::new(0),
+        };
+        directory.grow(slots);
+        directory
+    }
+
+    /// Adds free slots so that there are so many, not fewer than before.
+    pub fn grow(&mut self, slots: u32) {
+        let before = self.slots();
+        self.slots.resize(slots as usize, EMPTY);
+        self.index.reserve((slots - before) as usize);
+        self.links.grow(slots);
+        self.free.splice(0..0, (before..slots).rev());
     }
 
     /// Number of slots.
@@ -120,6 +151,11 @@ impl Directory {
     /// Slots that can be attached at once.
     pub fn free(&self) -> u32 {
         self.free.len() as u32
+    }
+
+    /// Slots that a volume's requests filled.
+    pub fn held_by(&self, volume: VolumeId) -> u32 {
+        self.of_volume.get(&volume).map_or(0, List::len)
     }
 
     /// The slot that holds an extent.
@@ -137,19 +173,32 @@ impl Directory {
         &mut self.slots[slot as usize]
     }
 
-    /// Gives an extent a free slot with nothing valid in it.
-    pub fn attach(&mut self, extent: Extent, fresh: bool, now_ns: u64) -> Option<u32> {
+    /// Gives an extent a free slot with nothing valid in it, on behalf of a volume.
+    pub fn attach(&mut self, extent: Extent, fresh: bool, volume: VolumeId, now_ns: u64) -> Option<u32> {
         let slot = self.free.pop()?;
-        self.slots[slot as usize] = Slot { extent, fresh, since_ns: now_ns, ..EMPTY };
+        self.slots[slot as usize] = Slot { extent, fresh, volume, since_ns: now_ns, ..EMPTY };
         let before = self.index.insert(extent, slot);
         assert!(before.is_none(), "extent {extent} would have two hot copies");
+        self.of_volume.entry(volume).or_insert(List::EMPTY).push_front(&mut self.links, slot);
         Some(slot)
     }
 
     /// Parts the slot from its extent. It stays out of use until [`Directory::release`].
     pub fn detach(&mut self, slot: u32) {
-        let extent = std::mem::replace(&mut self.slots[slot as usize].extent, NO_EXTENT);
+        let state = &mut self.slots[slot as usize];
+        let volume = state.volume;
+        let extent = std::mem::replace(&mut state.extent, NO_EXTENT);
         self.index.remove(&extent);
+        let list = self.of_volume.get_mut(&volume).expect("an attached slot is in its volume's list");
+        list.remove(&mut self.links, slot);
+        if list.len() == 0 {
+            self.of_volume.remove(&volume);
+        }
+    }
+
+    /// Of the slots a volume has longest, one that `usable` agrees to.
+    pub fn oldest_of(&self, volume: VolumeId, usable: &mut dyn FnMut(u32) -> bool) -> Option<u32> {
+        self.of_volume.get(&volume)?.find_back(&self.links, usable)
     }
 
     /// The slot can be attached again: durable state does not name it, and nothing is in flight on it.
@@ -167,6 +216,7 @@ impl Directory {
         if let Some(state) = state {
             *target = Slot {
                 extent: state.extent,
+                volume: state.volume,
                 valid: state.valid,
                 dirty: state.dirty,
                 sole: state.dirty,
@@ -183,12 +233,15 @@ impl Directory {
     pub(crate) fn load_done(&mut self, keep: impl Fn(Extent) -> bool) -> Vec<u32> {
         self.free.clear();
         self.index.clear();
+        self.of_volume.clear();
         let mut orphans = Vec::new();
         for slot in (0..self.slots.len() as u32).rev() {
             match self.slots[slot as usize].extent() {
                 None => self.free.push(slot),
                 Some(extent) if keep(extent) && !self.index.contains_key(&extent) => {
                     self.index.insert(extent, slot);
+                    let volume = self.slots[slot as usize].volume;
+                    self.of_volume.entry(volume).or_insert(List::EMPTY).push_front(&mut self.links, slot);
                 }
                 Some(_) => {
                     self.slots[slot as usize].extent = NO_EXTENT;

@@ -12,7 +12,7 @@
 //! in the log before anything else, so that it stays refused.
 
 use crate::map::Entry;
-use crate::types::{Extent, PageMask, Pin, VolumeId};
+use crate::types::{Extent, PageMask, Pin, TenantId, VolumeId};
 use crate::wire::{Put, Reader};
 
 /// Bytes of a block.
@@ -70,12 +70,33 @@ pub enum Record {
         /// Its id.
         id: VolumeId,
     },
-    /// The operator pinned a volume.
+    /// The operator pinned a volume, all of it.
     SetPin {
         /// Its id.
         id: VolumeId,
         /// Where.
         pin: Pin,
+    },
+    /// The operator pinned a part of a volume.
+    PinRange {
+        /// Its id.
+        id: VolumeId,
+        /// Which part, and where.
+        range: PinRange,
+    },
+    /// The operator set the limits of a volume.
+    SetLimits {
+        /// Its id.
+        id: VolumeId,
+        /// All of them.
+        limits: UnitLimits,
+    },
+    /// The operator set what a tenant's volumes may map together.
+    SetTenant {
+        /// The tenant.
+        id: TenantId,
+        /// Units, [`UNLIMITED`] for no limit.
+        quota: u64,
     },
     /// Records with these numbers were refused by an opening and never count.
     Void {
@@ -86,11 +107,53 @@ pub enum Record {
     },
 }
 
+/// No limit, where limits are numbers.
+pub const UNLIMITED: u64 = u64::MAX;
+
+/// A part of a volume with a pin of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PinRange {
+    /// First unit.
+    pub first: u64,
+    /// Units.
+    pub count: u64,
+    /// Where the operator wants it.
+    pub pin: Pin,
+}
+
+impl PinRange {
+    /// First unit behind it.
+    pub fn end(&self) -> u64 {
+        self.first.saturating_add(self.count)
+    }
+}
+
+/// Limits of a volume, in units.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UnitLimits {
+    /// It may map so many, or [`UNLIMITED`].
+    pub quota: u64,
+    /// So many of its hot slots are left to it.
+    pub hot_min: u32,
+    /// It may have so many hot slots; `u32::MAX` for no limit.
+    pub hot_max: u32,
+    /// Who pays for it.
+    pub tenant: TenantId,
+}
+
+impl Default for UnitLimits {
+    fn default() -> Self {
+        UnitLimits { quota: UNLIMITED, hot_min: 0, hot_max: u32::MAX, tenant: TenantId::NONE }
+    }
+}
+
 /// What a hot slot holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HotState {
     /// Whose data.
     pub extent: Extent,
+    /// The volume whose request brought it here: its limits count it.
+    pub volume: VolumeId,
     /// Pages that are in the slot.
     pub valid: PageMask,
     /// Pages of which the slot has the only copy.
@@ -101,53 +164,67 @@ pub struct HotState {
 
 impl Record {
     fn encode(&self, out: &mut Vec<u8>) {
-        let end = out.len() + RECORD_BYTES;
-        match *self {
-            Record::Map { volume, unit, entry } => fields(out, 1, volume.0, unit, entry.to_bits()),
-            Record::Hot { slot, state: None } => fields(out, 2, slot, 0, 0),
+        let (kind, short, a, b, c) = match *self {
+            Record::Map { volume, unit, entry } => (1, volume.0, unit, entry.to_bits(), 0),
+            Record::Hot { slot, state: None } => (2, slot, 0, 0, 0),
             Record::Hot { slot, state: Some(hot) } => {
                 let masks = u64::from(hot.valid) | u64::from(hot.dirty) << 16 | u64::from(hot.fresh) << 32;
-                fields(out, 3, slot, hot.extent, masks);
+                (3, slot, hot.extent, masks, u64::from(hot.volume.0))
             }
-            Record::Create { id, size_bytes } => fields(out, 4, id.0, size_bytes, 0),
-            Record::Resize { id, size_bytes } => fields(out, 5, id.0, size_bytes, 0),
-            Record::Fork { from, to, writable } => {
-                fields(out, 6, from.0, u64::from(to.0), u64::from(writable))
+            Record::Create { id, size_bytes } => (4, id.0, size_bytes, 0, 0),
+            Record::Resize { id, size_bytes } => (5, id.0, size_bytes, 0, 0),
+            Record::Fork { from, to, writable } => (6, from.0, u64::from(to.0), u64::from(writable), 0),
+            Record::Delete { id } => (7, id.0, 0, 0, 0),
+            Record::SetPin { id, pin } => (8, id.0, u64::from(pin_code(pin)), 0, 0),
+            Record::Void { first, last } => (9, 0, first, last, 0),
+            Record::PinRange { id, range } => {
+                (10, id.0, range.first, range.count, u64::from(pin_code(range.pin)))
             }
-            Record::Delete { id } => fields(out, 7, id.0, 0, 0),
-            Record::SetPin { id, pin } => fields(out, 8, id.0, u64::from(pin_code(pin)), 0),
-            Record::Void { first, last } => fields(out, 9, 0, first, last),
-        }
-        out.resize(end, 0);
+            Record::SetLimits { id, limits } => {
+                let hot = u64::from(limits.hot_min) | u64::from(limits.hot_max) << 32;
+                (11, id.0, limits.quota, hot, u64::from(limits.tenant.0))
+            }
+            Record::SetTenant { id, quota } => (12, id.0, quota, 0, 0),
+        };
+        out.put_u32(kind);
+        out.put_u32(short);
+        out.put_u64(a);
+        out.put_u64(b);
+        out.put_u64(c);
     }
 
     fn decode(bytes: &[u8]) -> Option<Record> {
         let mut reader = Reader(bytes);
-        let (kind, short, a, b) = (reader.u32()?, reader.u32()?, reader.u64()?, reader.u64()?);
+        let (kind, short, a, b, c) =
+            (reader.u32()?, reader.u32()?, reader.u64()?, reader.u64()?, reader.u64()?);
         let id = VolumeId(short);
+        let word = |wide: u64| u32::try_from(wide).ok();
         Some(match kind {
             1 => Record::Map { volume: id, unit: a, entry: Entry::from_bits(b)? },
             2 => Record::Hot { slot: short, state: None },
             3 => {
                 let (valid, dirty, fresh) = (b as u16, (b >> 16) as u16, b >> 32 & 1 == 1);
-                Record::Hot { slot: short, state: Some(HotState { extent: a, valid, dirty, fresh }) }
+                let volume = VolumeId(word(c)?);
+                Record::Hot { slot: short, state: Some(HotState { extent: a, volume, valid, dirty, fresh }) }
             }
             4 => Record::Create { id, size_bytes: a },
             5 => Record::Resize { id, size_bytes: a },
-            6 => Record::Fork { from: id, to: VolumeId(u32::try_from(a).ok()?), writable: b == 1 },
+            6 => Record::Fork { from: id, to: VolumeId(word(a)?), writable: b == 1 },
             7 => Record::Delete { id },
             8 => Record::SetPin { id, pin: pin_from(u8::try_from(a).ok()?)? },
             9 => Record::Void { first: a, last: b },
+            10 => {
+                let pin = pin_from(u8::try_from(c).ok()?)?;
+                Record::PinRange { id, range: PinRange { first: a, count: b, pin } }
+            }
+            11 => {
+                let (hot_min, hot_max, tenant) = (b as u32, (b >> 32) as u32, TenantId(word(c)?));
+                Record::SetLimits { id, limits: UnitLimits { quota: a, hot_min, hot_max, tenant } }
+            }
+            12 => Record::SetTenant { id: TenantId(short), quota: a },
             _ => return None,
         })
     }
-}
-
-fn fields(out: &mut Vec<u8>, kind: u32, short: u32, a: u64, b: u64) {
-    out.put_u32(kind);
-    out.put_u32(short);
-    out.put_u64(a);
-    out.put_u64(b);
 }
 
 pub(crate) fn pin_code(pin: Pin) -> u8 {

@@ -4,8 +4,11 @@ use proptest::prelude::*;
 fn record() -> impl Strategy<Value = Record> {
     let id = any::<u32>().prop_map(VolumeId);
     let pin = prop_oneof![Just(Pin::Auto), Just(Pin::Hot), Just(Pin::Cold)];
-    let state = (any::<u64>(), any::<u16>(), any::<u16>(), any::<bool>())
-        .prop_map(|(extent, valid, dirty, fresh)| HotState { extent, valid, dirty, fresh });
+    let state = (any::<u64>(), id.clone(), any::<u16>(), any::<u16>(), any::<bool>())
+        .prop_map(|(extent, volume, valid, dirty, fresh)| HotState { extent, volume, valid, dirty, fresh });
+    let limits = (any::<u64>(), any::<u32>(), any::<u32>(), any::<u32>()).prop_map(
+        |(quota, hot_min, hot_max, tenant)| UnitLimits { quota, hot_min, hot_max, tenant: TenantId(tenant) },
+    );
     prop_oneof![
         (id.clone(), any::<u64>(), 0u64..1 << 34, 0u32..1 << 30).prop_map(|(volume, unit, extent, birth)| {
             Record::Map { volume, unit, entry: Entry::new(extent / 2, birth) }
@@ -19,7 +22,13 @@ fn record() -> impl Strategy<Value = Record> {
             writable
         }),
         id.clone().prop_map(|id| Record::Delete { id }),
-        (id, pin).prop_map(|(id, pin)| Record::SetPin { id, pin }),
+        (id.clone(), pin.clone()).prop_map(|(id, pin)| Record::SetPin { id, pin }),
+        (id.clone(), any::<u64>(), any::<u64>(), pin).prop_map(|(id, first, count, pin)| Record::PinRange {
+            id,
+            range: PinRange { first, count, pin }
+        }),
+        (id.clone(), limits).prop_map(|(id, limits)| Record::SetLimits { id, limits }),
+        (id, any::<u64>()).prop_map(|(id, quota)| Record::SetTenant { id: TenantId(id.0), quota }),
     ]
 }
 

@@ -8,7 +8,8 @@
 //! not zero. An extent whose last owner goes is handed back by the call that removed it.
 
 use crate::hash::FastMap;
-use crate::types::{Extent, Pin, UNIT_BYTES, VolumeId};
+use crate::journal::{PinRange, UNLIMITED, UnitLimits};
+use crate::types::{Extent, Pin, TenantId, UNIT_BYTES, VolumeId};
 use std::collections::BTreeMap;
 
 /// Entries in a leaf.
@@ -69,10 +70,18 @@ pub struct Volume {
     pub writable: bool,
     /// Entries born in this epoch or later belong to this volume alone.
     pub epoch: u32,
-    /// Where the operator wants it.
+    /// Where the operator wants it, as far as `ranges` does not say otherwise.
     pub pin: Pin,
+    /// Parts with a pin of their own, in order, apart from each other.
+    pub ranges: Vec<PinRange>,
+    /// What it may use.
+    pub limits: UnitLimits,
     /// What it was made from.
     pub parent: Option<VolumeId>,
+    /// The extent of its first unit on an adopted device: unit `n` is at home at `home + n`.
+    pub home: Option<Extent>,
+    /// Units it maps or was promised.
+    pub(crate) mapped: u64,
     /// Leaf number + 1 for each 32 MiB, 0 where nothing was ever written.
     pub(crate) top: Vec<u32>,
 }
@@ -83,12 +92,52 @@ impl Volume {
         self.size_bytes.div_ceil(UNIT_BYTES)
     }
 
+    /// Where the operator wants a unit.
+    pub fn pin_of(&self, unit: u64) -> Pin {
+        let at = self.ranges.partition_point(|range| range.end() <= unit);
+        self.ranges.get(at).filter(|range| range.first <= unit).map_or(self.pin, |range| range.pin)
+    }
+
+    /// The parts that are pinned hot, in order.
+    pub(crate) fn hot_parts(&self) -> Vec<PinRange> {
+        let mut parts = Vec::new();
+        let mut at = 0;
+        let rest = PinRange { first: self.units(), count: 0, pin: Pin::Auto };
+        for range in self.ranges.iter().chain([&rest]) {
+            if self.pin == Pin::Hot && at < range.first {
+                parts.push(PinRange { first: at, count: range.first - at, pin: Pin::Hot });
+            }
+            if range.pin == Pin::Hot {
+                parts.push(*range);
+            }
+            at = range.end();
+        }
+        parts
+    }
+
+    /// An empty volume keeps one: its entry in a checkpoint needs room too.
     fn leaves_reserved(&self) -> u64 {
-        if self.writable {
+        let leaves = if self.writable {
             self.units().div_ceil(LEAF_ENTRIES)
         } else {
             self.top.iter().filter(|leaf| **leaf != 0).count() as u64
-        }
+        };
+        leaves.max(1)
+    }
+}
+
+/// What is known about a tenant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tenant {
+    /// Units its volumes may map together, or [`UNLIMITED`].
+    pub quota: u64,
+    /// Units they map or were promised; what several share counts for each.
+    pub mapped: u64,
+}
+
+impl Default for Tenant {
+    fn default() -> Self {
+        Tenant { quota: UNLIMITED, mapped: 0 }
     }
 }
 
@@ -105,9 +154,11 @@ pub struct Map {
     leaves: Vec<Option<Leaf>>,
     free: Vec<u32>,
     volumes: BTreeMap<VolumeId, Volume>,
+    tenants: BTreeMap<TenantId, Tenant>,
     shared: FastMap<Extent, u32>,
     frozen: Frozen,
     reserved: u64,
+    hot_minimums: u64,
     /// Counts snapshots and clones; the birth of new entries.
     pub epoch: u32,
 }
@@ -136,18 +187,29 @@ impl Map {
     /// Adds an empty volume. The caller has checked that the id is new and that the leaves are there.
     pub fn create(&mut self, id: VolumeId, size_bytes: u64) {
         let top = vec![0; size_bytes.div_ceil(UNIT_BYTES * LEAF_ENTRIES) as usize];
-        self.insert(
-            id,
-            Volume { size_bytes, writable: true, epoch: self.epoch, pin: Pin::Auto, parent: None, top },
-        );
+        let volume = Volume {
+            size_bytes,
+            writable: true,
+            epoch: self.epoch,
+            pin: Pin::Auto,
+            ranges: Vec::new(),
+            limits: UnitLimits::default(),
+            parent: None,
+            home: None,
+            mapped: 0,
+            top,
+        };
+        self.insert(id, volume);
     }
 
-    /// Makes `to` share everything `from` has now. Both count as older than every later write.
+    /// Makes `to` share everything `from` has now. Both count as older than every later write. A clone is pinned and
+    /// limited as its source is, but for the minimum of hot slots: those are not there twice.
     pub fn fork(&mut self, from: VolumeId, to: VolumeId, writable: bool) -> bool {
         self.epoch += 1;
         let Some(source) = self.volumes.get_mut(&from) else { return false };
         source.epoch = self.epoch;
-        let copy = Volume { writable, parent: Some(from), ..source.clone() };
+        let limits = UnitLimits { hot_min: 0, ..source.limits };
+        let copy = Volume { writable, limits, parent: Some(from), home: None, ..source.clone() };
         for leaf in copy.top.iter().filter(|leaf| **leaf != 0) {
             leaf_at(&mut self.leaves, leaf - 1).refs += 1;
         }
@@ -165,10 +227,116 @@ impl Map {
         }
     }
 
-    /// Notes where the operator wants the volume.
+    /// Notes where the operator wants the volume, all of it.
     pub fn set_pin(&mut self, id: VolumeId, pin: Pin) {
         if let Some(volume) = self.volumes.get_mut(&id) {
             volume.pin = pin;
+            volume.ranges.clear();
+        }
+    }
+
+    /// Notes where the operator wants a part of the volume.
+    pub fn pin_range(&mut self, id: VolumeId, range: PinRange) {
+        let Some(volume) = self.volumes.get_mut(&id) else { return };
+        let old = std::mem::take(&mut volume.ranges);
+        let mut parts: Vec<PinRange> = Vec::with_capacity(old.len() + 2);
+        for part in old {
+            if part.first < range.first {
+                let count = part.count.min(range.first - part.first);
+                parts.push(PinRange { count, ..part });
+            }
+            if part.end() > range.end() {
+                let first = part.first.max(range.end());
+                parts.push(PinRange { first, count: part.end() - first, ..part });
+            }
+        }
+        if range.count > 0 && range.pin != volume.pin {
+            parts.push(range);
+        }
+        parts.sort_unstable_by_key(|part| part.first);
+        for part in parts {
+            match volume.ranges.last_mut() {
+                Some(last) if last.end() == part.first && last.pin == part.pin => last.count += part.count,
+                _ => volume.ranges.push(part),
+            }
+        }
+    }
+
+    /// Hot slots promised to volumes, together.
+    pub fn hot_minimums(&self) -> u64 {
+        self.hot_minimums
+    }
+
+    /// Pinned parts of all volumes.
+    pub fn pin_ranges(&self) -> usize {
+        self.volumes.values().map(|volume| volume.ranges.len()).sum()
+    }
+
+    /// Notes the limits of a volume, and who pays for it.
+    pub fn set_limits(&mut self, id: VolumeId, limits: UnitLimits) {
+        let Some(volume) = self.volumes.get_mut(&id) else { return };
+        let (before, mapped) = (volume.limits.tenant, volume.mapped);
+        self.hot_minimums -= u64::from(volume.limits.hot_min);
+        self.hot_minimums += u64::from(limits.hot_min);
+        volume.limits = limits;
+        self.credit(before, mapped);
+        self.charge(limits.tenant, mapped);
+    }
+
+    /// Notes what a tenant's volumes may map together.
+    pub fn set_tenant(&mut self, id: TenantId, quota: u64) {
+        self.tenants.entry(id).or_default().quota = quota;
+        self.credit(id, 0);
+    }
+
+    /// Tenants with volumes or with a quota.
+    pub fn tenants(&self) -> impl Iterator<Item = (TenantId, Tenant)> {
+        self.tenants.iter().map(|(id, tenant)| (*id, *tenant))
+    }
+
+    /// What is known about a tenant.
+    pub fn tenant(&self, id: TenantId) -> Tenant {
+        self.tenants.get(&id).copied().unwrap_or_default()
+    }
+
+    /// Counts a unit that is about to be mapped; false if a quota forbids it.
+    pub fn promise(&mut self, id: VolumeId) -> bool {
+        let Some(volume) = self.volumes.get_mut(&id) else { return false };
+        let tenant = volume.limits.tenant;
+        if volume.mapped >= volume.limits.quota {
+            return false;
+        }
+        if tenant != TenantId::NONE {
+            let tenant = self.tenants.entry(tenant).or_default();
+            if tenant.mapped >= tenant.quota {
+                return false;
+            }
+            tenant.mapped += 1;
+        }
+        volume.mapped += 1;
+        true
+    }
+
+    /// The promised unit is mapped now, and counted as such, or will not be.
+    pub fn end_promise(&mut self, id: VolumeId) {
+        let Some(volume) = self.volumes.get_mut(&id) else { return };
+        volume.mapped -= 1;
+        let tenant = volume.limits.tenant;
+        self.credit(tenant, 1);
+    }
+
+    fn charge(&mut self, tenant: TenantId, units: u64) {
+        if tenant != TenantId::NONE {
+            self.tenants.entry(tenant).or_default().mapped += units;
+        }
+    }
+
+    fn credit(&mut self, tenant: TenantId, units: u64) {
+        if let Some(known) = self.tenants.get_mut(&tenant) {
+            known.mapped -= units;
+            if known.mapped == 0 && known.quota == UNLIMITED {
+                self.tenants.remove(&tenant);
+            }
         }
     }
 
@@ -176,6 +344,8 @@ impl Map {
     pub fn delete(&mut self, id: VolumeId) -> Option<Vec<u32>> {
         let volume = self.volumes.remove(&id)?;
         self.reserved -= volume.leaves_reserved();
+        self.hot_minimums -= u64::from(volume.limits.hot_min);
+        self.credit(volume.limits.tenant, volume.mapped);
         Some(volume.top.into_iter().filter_map(|leaf| leaf.checked_sub(1)).collect())
     }
 
@@ -209,11 +379,25 @@ impl Map {
         }
     }
 
-    /// All extents of a volume; empty leaves cost nothing.
-    pub fn extents_of(&self, volume: &Volume) -> impl Iterator<Item = Extent> {
-        let leaves =
-            volume.top.iter().filter_map(|leaf| self.leaves.get(leaf.checked_sub(1)? as usize)?.as_ref());
-        leaves.flat_map(|leaf| leaf.entries.iter().filter_map(|entry| entry.extent()))
+    /// The mapped units of a volume in a range, in order; empty leaves cost nothing.
+    pub fn units_in(
+        &self,
+        volume: &Volume,
+        range: std::ops::Range<u64>,
+    ) -> impl Iterator<Item = (u64, Extent)> {
+        let tops = (range.start / LEAF_ENTRIES) as usize..range.end.div_ceil(LEAF_ENTRIES) as usize;
+        let end = tops.end.min(volume.top.len());
+        let tops = tops.start.min(end)..end;
+        let leaves = tops.clone().zip(&volume.top[tops]).filter_map(|(at, leaf)| {
+            Some((at as u64 * LEAF_ENTRIES, self.leaves.get(leaf.checked_sub(1)? as usize)?.as_ref()?))
+        });
+        leaves
+            .flat_map(|(first, leaf)| {
+                (first..)
+                    .zip(leaf.entries.iter())
+                    .filter_map(|(unit, entry)| entry.extent().map(|extent| (unit, extent)))
+            })
+            .filter(move |(unit, _)| range.contains(unit))
     }
 
     /// Whether a write to this unit may go in place: the entry belongs to this volume alone.
@@ -253,6 +437,18 @@ impl Map {
             self.frozen.saved.entry(leaf).or_insert_with(|| target.entries.clone());
         }
         let old = std::mem::replace(&mut target.entries[(unit % LEAF_ENTRIES) as usize], entry);
+        let tenant = volume.limits.tenant;
+        match (old == Entry::NONE, entry == Entry::NONE) {
+            (true, false) => {
+                volume.mapped += 1;
+                self.charge(tenant, 1);
+            }
+            (false, true) => {
+                volume.mapped -= 1;
+                self.credit(tenant, 1);
+            }
+            _ => {}
+        }
         old.extent().filter(|extent| self.disown(*extent))
     }
 
@@ -302,8 +498,16 @@ impl Map {
     /// Puts a volume back as read from a checkpoint. The leaves follow with [`Map::load_leaf`].
     pub(crate) fn insert(&mut self, id: VolumeId, volume: Volume) {
         self.reserved += volume.leaves_reserved();
+        self.hot_minimums += u64::from(volume.limits.hot_min);
+        self.charge(volume.limits.tenant, volume.mapped);
         let before = self.volumes.insert(id, volume);
         assert!(before.is_none(), "a volume id is used once");
+    }
+
+    /// Adds an empty volume whose units are at home in the extents from `home` on, in order.
+    pub(crate) fn create_at_home(&mut self, id: VolumeId, size_bytes: u64, home: Extent) {
+        self.create(id, size_bytes);
+        self.volumes.get_mut(&id).expect("it was just made").home = Some(home);
     }
 
     /// Puts a leaf back under the number that the top levels know. `refs` is the number of top levels that name it.
@@ -328,9 +532,21 @@ impl Map {
         *self.shared.entry(extent).or_insert(0) += 1;
     }
 
-    /// After the last leaf was loaded.
+    /// After the last leaf was loaded: finds free numbers, and what each volume maps.
     pub(crate) fn load_done(&mut self) {
         self.free = (0..self.leaves.len() as u32).filter(|at| self.leaves[*at as usize].is_none()).collect();
+        let mapped_in = |leaf: &Option<Leaf>| match leaf {
+            Some(leaf) => leaf.entries.iter().filter(|entry| **entry != Entry::NONE).count() as u64,
+            None => 0,
+        };
+        let counts: Vec<u64> = self.leaves.iter().map(mapped_in).collect();
+        let mut charges = Vec::new();
+        for volume in self.volumes.values_mut() {
+            let leaves = volume.top.iter().filter_map(|leaf| leaf.checked_sub(1));
+            volume.mapped = leaves.filter_map(|leaf| counts.get(leaf as usize)).sum();
+            charges.push((volume.limits.tenant, volume.mapped));
+        }
+        charges.into_iter().for_each(|(tenant, mapped)| self.charge(tenant, mapped));
     }
 
     /// True when it was the last owner.

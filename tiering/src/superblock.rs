@@ -4,6 +4,7 @@
 //! counts, so a torn write leaves the other. `docs/TIERING-FORMAT.md` has the table of fields.
 
 use crate::journal::Cursor;
+use crate::types::{Tier, UNIT_BYTES};
 use crate::wire::{Put, Reader};
 use uuid::Uuid;
 
@@ -11,6 +12,8 @@ use uuid::Uuid;
 pub const SUPERBLOCK_BYTES: usize = 4096;
 /// Devices of a pool at most.
 pub const DEVICES_MAX: usize = 16;
+/// Ranges of slots on one device at most: each growth of a device that is not the last of its tier adds one.
+pub const SEGMENTS_MAX: usize = 64;
 const MAGIC: u64 = u64::from_le_bytes(*b"SluiceT1");
 
 /// Where the last checkpoint is and where the journal goes on after it.
@@ -28,27 +31,44 @@ pub struct CheckpointAt {
     pub clean: bool,
 }
 
+/// A device as all devices of its pool know it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Member {
+    /// Its name.
+    pub uuid: Uuid,
+    /// Its tier.
+    pub tier: Tier,
+    /// Where its superblocks begin: 0, or behind the data of an adopted device. An adopted device begins with bytes that
+    /// a guest chose, so the others say where to look.
+    pub superblocks_at: u64,
+}
+
+/// A range of a tier's slots on one device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Segment {
+    /// First slot, counted over the tier.
+    pub first: u64,
+    /// Slots.
+    pub slots: u64,
+}
+
 /// What a device says about itself and its pool.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Superblock {
     /// The pool.
     pub pool: Uuid,
-    /// All devices of the pool, hot ones first.
-    pub devices: Vec<Uuid>,
-    /// How many of them are hot.
-    pub hot_devices: u8,
+    /// All devices of the pool in the order in which they came to it: hot ones, cold ones, later ones.
+    pub devices: Vec<Member>,
     /// Which of them this is.
     pub index: u8,
-    /// Devices the pool went on without: they must not come back.
-    pub excluded: u16,
     /// Counts writes of this superblock.
     pub generation: u64,
     /// Counts openings of the pool for writing.
     pub epoch: u64,
     /// First byte of the slots.
     pub data_offset: u64,
-    /// Slots of 64 KiB on this device.
-    pub slots: u64,
+    /// The slots of 64 KiB on this device, one range after the other from `data_offset` on.
+    pub segments: Vec<Segment>,
     /// First byte of the journal (first hot device).
     pub journal_offset: u64,
     /// Blocks of the journal.
@@ -57,7 +77,7 @@ pub struct Superblock {
     pub area_offset: u64,
     /// Bytes of each of the two areas.
     pub area_bytes: u64,
-    /// Map leaves the areas have room for.
+    /// Map leaves the pool was made for; fewer fit when the hot tier has grown.
     pub leaves_max: u64,
     /// The last checkpoint.
     pub checkpoint: CheckpointAt,
@@ -70,17 +90,15 @@ impl Superblock {
         out.put_u64(MAGIC);
         out.put_u32(0);
         out.extend_from_slice(self.pool.as_bytes());
-        out.put_u8(self.hot_devices);
         out.put_u8(self.devices.len() as u8);
         out.put_u8(self.index);
         out.put_u8(u8::from(self.checkpoint.clean));
-        out.put_u16(self.excluded);
+        out.put_u8(self.segments.len() as u8);
         let at = &self.checkpoint;
         for field in [
             self.generation,
             self.epoch,
             self.data_offset,
-            self.slots,
             self.journal_offset,
             self.journal_blocks,
             self.area_offset,
@@ -96,7 +114,13 @@ impl Superblock {
         }
         out.put_u32(at.journal.previous_crc);
         for device in &self.devices {
-            out.extend_from_slice(device.as_bytes());
+            out.extend_from_slice(device.uuid.as_bytes());
+            out.put_u64(device.superblocks_at);
+            out.put_u8(u8::from(device.tier == Tier::Cold));
+        }
+        for segment in &self.segments {
+            out.put_u64(segment.first);
+            out.put_u64(segment.slots);
         }
         out.resize(SUPERBLOCK_BYTES, 0);
         let crc = crc32c::crc32c(&out[12..]);
@@ -113,32 +137,30 @@ impl Superblock {
             return None;
         }
         let pool = Uuid::from_bytes(reader.array()?);
-        let (hot_devices, count, index, clean) =
-            (reader.u8()?, reader.u8()?, reader.u8()?, reader.u8()? == 1);
-        let excluded = reader.u16()?;
-        let mut fields = [0; 14];
+        let (count, index, clean, segments) = (reader.u8()?, reader.u8()?, reader.u8()? == 1, reader.u8()?);
+        let mut fields = [0; 13];
         for field in &mut fields {
             *field = reader.u64()?;
         }
-        let [generation, epoch, data_offset, slots, journal_offset, journal_blocks, rest @ ..] = fields;
+        let [generation, epoch, data_offset, journal_offset, journal_blocks, rest @ ..] = fields;
         let [area_offset, area_bytes, leaves_max, id, len, lsn, sequence, journal_lsn] = rest;
         let previous_crc = reader.u32()?;
-        if usize::from(count) > DEVICES_MAX || index >= count || hot_devices >= count || journal_blocks == 0 {
+        let fits = usize::from(count) <= DEVICES_MAX && usize::from(segments) <= SEGMENTS_MAX;
+        if !fits || index >= count || journal_blocks == 0 {
             return None;
         }
-        let devices = (0..count).map(|_| reader.array().map(Uuid::from_bytes)).collect::<Option<_>>()?;
+        let devices = (0..count).map(|_| read_member(&mut reader)).collect::<Option<_>>()?;
+        let segments = (0..segments).map(|_| read_segment(&mut reader)).collect::<Option<_>>()?;
         let journal = Cursor { sequence, previous_crc, lsn: journal_lsn };
         let checkpoint = CheckpointAt { id, len, journal, lsn, clean };
         Some(Superblock {
             pool,
             devices,
-            hot_devices,
             index,
-            excluded,
             generation,
             epoch,
             data_offset,
-            slots,
+            segments,
             journal_offset,
             journal_blocks,
             area_offset,
@@ -157,15 +179,46 @@ impl Superblock {
         }
     }
 
+    /// What all devices know of this one.
+    pub fn member(&self) -> Member {
+        self.devices[usize::from(self.index)]
+    }
+
+    /// Slots on this device.
+    pub fn slots(&self) -> u64 {
+        self.segments.iter().fold(0, |sum, segment| sum.saturating_add(segment.slots))
+    }
+
+    /// First byte behind all that the pool keeps on the device.
+    pub fn data_bytes_end(&self) -> u64 {
+        let data = self.data_offset.saturating_add(self.slots().saturating_mul(UNIT_BYTES));
+        data.max(self.member().superblocks_at.saturating_add(2 * SUPERBLOCK_BYTES as u64))
+    }
+
     /// Where the copy of this generation goes.
     pub fn place(&self) -> u64 {
-        self.generation % 2 * SUPERBLOCK_BYTES as u64
+        self.member().superblocks_at + self.generation % 2 * SUPERBLOCK_BYTES as u64
     }
 
     /// First byte of the area of checkpoint `id`.
     pub fn area(&self, id: u64) -> u64 {
         self.area_offset + id % 2 * self.area_bytes
     }
+}
+
+fn read_member(reader: &mut Reader<'_>) -> Option<Member> {
+    let uuid = Uuid::from_bytes(reader.array()?);
+    let superblocks_at = reader.u64()?;
+    let tier = match reader.u8()? {
+        0 => Tier::Hot,
+        1 => Tier::Cold,
+        _ => return None,
+    };
+    Some(Member { uuid, tier, superblocks_at })
+}
+
+fn read_segment(reader: &mut Reader<'_>) -> Option<Segment> {
+    Some(Segment { first: reader.u64()?, slots: reader.u64()? })
 }
 
 #[cfg(test)]
@@ -178,14 +231,18 @@ mod tests {
         let checkpoint = CheckpointAt { id: 5, len: 6, journal, lsn: 7, clean: true };
         let block = Superblock {
             pool: Uuid::from_u128(1),
-            devices: (0..16).map(Uuid::from_u128).collect(),
-            hot_devices: 1,
+            devices: (0..16)
+                .map(|at| Member {
+                    uuid: Uuid::from_u128(at),
+                    tier: if at < 3 { Tier::Hot } else { Tier::Cold },
+                    superblocks_at: at as u64 * 4096,
+                })
+                .collect(),
             index: 15,
-            excluded: 1,
             generation: 8,
             epoch: 2,
             data_offset: 1 << 20,
-            slots: 10,
+            segments: (0..SEGMENTS_MAX as u64).map(|first| Segment { first, slots: 1 }).collect(),
             journal_offset: 8192,
             journal_blocks: 64,
             area_offset: 1 << 19,

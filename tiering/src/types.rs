@@ -26,6 +26,15 @@ pub const ALL_PAGES: PageMask = PageMask::MAX;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct VolumeId(pub u32);
 
+/// Names who pays for a volume; what it stands for is the caller's business.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TenantId(pub u32);
+
+impl TenantId {
+    /// Nobody in particular: no quota counts it.
+    pub const NONE: TenantId = TenantId(0);
+}
+
 /// A unit of data, named by the cold slot it owns. All volumes that share data share the extent, and so its hot copy.
 pub type Extent = u64;
 
@@ -161,6 +170,9 @@ pub enum RequestError {
     /// No such volume, or it is being deleted.
     #[error("no such volume")]
     NoVolume,
+    /// The write needs new space, and the volume's quota or its tenant's is used up.
+    #[error("the volume's quota or its tenant's is used up")]
+    Quota,
 }
 
 /// Why `submit` did not take a request.

@@ -168,6 +168,12 @@ impl SimDisk {
         self.stable.size()
     }
 
+    /// Makes the disk larger by `bytes`, a multiple of 4096.
+    pub fn grow(&mut self, bytes: u64) {
+        self.stable.grow(bytes);
+        self.visible.grow(bytes);
+    }
+
     /// What shall go wrong from now on.
     pub fn faults(&mut self) -> &mut Faults {
         &mut self.faults

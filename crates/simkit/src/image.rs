@@ -30,6 +30,12 @@ impl Image {
         (self.pages.len() * PAGE) as u64
     }
 
+    /// Adds `bytes` (a multiple of 4096) that read as zero.
+    pub fn grow(&mut self, bytes: u64) {
+        assert!(bytes.is_multiple_of(PAGE as u64), "a disk cannot grow by {bytes} bytes");
+        self.pages.resize(self.pages.len() + (bytes / PAGE as u64) as usize, None);
+    }
+
     /// Copies bytes out; the range must lie inside the disk.
     pub fn read(&self, offset: u64, into: &mut [u8]) {
         let mut at = offset as usize;

@@ -14,10 +14,14 @@ impl Links {
     pub fn new(slots: u32) -> Self {
         Links(vec![(END, END); slots as usize])
     }
+
+    pub fn grow(&mut self, slots: u32) {
+        self.0.resize(slots as usize, (END, END));
+    }
 }
 
 /// One list. The front is the warm end.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub struct List {
     front: u32,
     back: u32,
@@ -98,6 +102,10 @@ pub struct Ghosts {
 impl Ghosts {
     pub fn new(capacity: usize) -> Self {
         Ghosts { order: VecDeque::new(), known: FastMap::default(), capacity, stamp: 0 }
+    }
+
+    pub fn grow(&mut self, capacity: usize) {
+        self.capacity = capacity;
     }
 
     pub fn add(&mut self, extent: Extent) {

@@ -35,6 +35,10 @@ impl Policy for Lru {
         self.list.find_back(&self.links, usable)
     }
 
+    fn grow(&mut self, slots: u32) {
+        self.links.grow(slots);
+    }
+
     fn standing(&self, _: u32) -> &'static str {
         "by last use"
     }

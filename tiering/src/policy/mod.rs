@@ -4,7 +4,7 @@
 //! of what comes and goes, and is asked for victims. Whether a miss is promoted at all, and with how many
 //! neighbours, is decided apart from it, in [`window`].
 
-mod list;
+pub(crate) mod list;
 mod lru;
 mod s3_fifo;
 mod two_queue;
@@ -29,6 +29,8 @@ pub trait Policy: Send + std::fmt::Debug {
     fn remove(&mut self, slot: u32, extent: Extent, demoted: bool);
     /// The slot to demote next among those `usable` agrees to. It stays in until `remove`.
     fn victim(&mut self, usable: &mut dyn FnMut(u32) -> bool) -> Option<u32>;
+    /// There are so many slots from now on, not fewer than before.
+    fn grow(&mut self, slots: u32);
     /// A word for what the policy thinks of the slot, for `explain`.
     fn standing(&self, slot: u32) -> &'static str;
 }

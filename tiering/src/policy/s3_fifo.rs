@@ -23,15 +23,17 @@ pub struct S3Fifo {
 impl S3Fifo {
     /// For so many slots.
     pub fn new(slots: u32) -> Self {
-        S3Fifo {
-            links: Links::new(slots),
+        let mut queues = S3Fifo {
+            links: Links::new(0),
             small: List::EMPTY,
             main: List::EMPTY,
-            in_main: vec![false; slots as usize],
-            uses: vec![0; slots as usize],
-            ghosts: Ghosts::new((slots as usize).max(1)),
-            small_max: (u64::from(slots) * u64::from(SMALL_PERCENT) / 100).max(1) as u32,
-        }
+            in_main: Vec::new(),
+            uses: Vec::new(),
+            ghosts: Ghosts::new(1),
+            small_max: 1,
+        };
+        queues.grow(slots);
+        queues
     }
 
     fn victim_in_small(&mut self, usable: &mut dyn FnMut(u32) -> bool) -> Option<u32> {
@@ -95,6 +97,14 @@ impl Policy for S3Fifo {
             return Some(slot);
         }
         self.victim_in_main(usable).or_else(|| self.victim_in_small(usable))
+    }
+
+    fn grow(&mut self, slots: u32) {
+        self.links.grow(slots);
+        self.in_main.resize(slots as usize, false);
+        self.uses.resize(slots as usize, 0);
+        self.ghosts.grow((slots as usize).max(1));
+        self.small_max = (u64::from(slots) * u64::from(SMALL_PERCENT) / 100).max(1) as u32;
     }
 
     fn standing(&self, slot: u32) -> &'static str {

@@ -27,21 +27,21 @@ pub struct TwoQueue {
 impl TwoQueue {
     /// For so many slots.
     pub fn new(slots: u32) -> Self {
-        let percent = if slots < SMALL_SLOTS { NEWCOMERS_PERCENT_SMALL } else { NEWCOMERS_PERCENT };
-        Self::with_shares(slots, percent, GHOSTS_PERCENT)
-    }
-
-    /// With other shares than the usual, per cent of the slots.
-    pub fn with_shares(slots: u32, newcomers_percent: u32, ghosts_percent: u32) -> Self {
-        TwoQueue {
-            links: Links::new(slots),
+        let mut queue = TwoQueue {
+            links: Links::new(0),
             newcomers: List::EMPTY,
             proven: List::EMPTY,
-            is_proven: vec![false; slots as usize],
-            ghosts: Ghosts::new((u64::from(slots) * u64::from(ghosts_percent) / 100).max(1) as usize),
-            newcomers_max: (u64::from(slots) * u64::from(newcomers_percent) / 100).max(1) as u32,
-        }
+            is_proven: Vec::new(),
+            ghosts: Ghosts::new(1),
+            newcomers_max: 1,
+        };
+        queue.grow(slots);
+        queue
     }
+}
+
+fn share(slots: u32, percent: u32) -> u32 {
+    (u64::from(slots) * u64::from(percent) / 100).max(1) as u32
 }
 
 impl Policy for TwoQueue {
@@ -77,6 +77,14 @@ impl Policy for TwoQueue {
             (&self.proven, &self.newcomers)
         };
         first.find_back(&self.links, usable).or_else(|| second.find_back(&self.links, usable))
+    }
+
+    fn grow(&mut self, slots: u32) {
+        let percent = if slots < SMALL_SLOTS { NEWCOMERS_PERCENT_SMALL } else { NEWCOMERS_PERCENT };
+        self.links.grow(slots);
+        self.is_proven.resize(slots as usize, false);
+        self.ghosts.grow(share(slots, GHOSTS_PERCENT) as usize);
+        self.newcomers_max = share(slots, percent);
     }
 
     fn standing(&self, slot: u32) -> &'static str {

@@ -27,12 +27,17 @@ struct Dump {
     at: CheckpointAt,
     stage: Stage,
     actions: u32,
+    /// An action on a device that joins failed.
+    join_failed: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
     Chunks,
     Cycle,
+    /// The superblocks of a device that joins.
+    Join,
+    JoinFlush,
     Write(Tier),
     Flush(Tier),
 }
@@ -46,11 +51,13 @@ impl Store {
         }
         let id = self.devices[0].block.checkpoint.id + 1;
         self.map.freeze();
-        let writer = Writer::new(id, &self.map, self.next_volume);
+        let unseen = if self.growth_begins() { None } else { self.unseen() };
+        let writer = Writer::new(id, &self.map, self.next_volume, unseen);
         let lsn = self.commit.last_lsn();
         let clean = self.checkpoint.sealed && self.dirty_slots() == 0;
         let at = CheckpointAt { id, len: 0, journal: self.commit.cursor, lsn, clean };
-        self.checkpoint.running = Some(Dump { writer, at, stage: Stage::Chunks, actions: 0 });
+        self.checkpoint.running =
+            Some(Dump { writer, at, stage: Stage::Chunks, actions: 0, join_failed: false });
         self.dump_chunks();
     }
 
@@ -90,7 +97,13 @@ impl Store {
 
     /// A cycle that began after the dump is through: the dump is stable, and all it may name is firm.
     pub(super) fn checkpoint_is_firm(&mut self) {
-        self.write_superblocks(Tier::Hot);
+        let at = self.checkpoint.running.as_ref().expect("a dump runs").at;
+        if self.growth_in_superblocks(at) {
+            let dump = self.checkpoint.running.as_mut().expect("a dump runs");
+            (dump.stage, dump.actions) = (Stage::Join, 2);
+        } else {
+            self.write_superblocks(Tier::Hot);
+        }
     }
 
     fn write_superblocks(&mut self, tier: Tier) {
@@ -116,18 +129,33 @@ impl Store {
         if let Buffer::Meta { index, .. } = action.buffer {
             self.meta.remove(index);
         }
-        if failed {
+        let joining = |dump: &Dump| matches!(dump.stage, Stage::Join | Stage::JoinFlush);
+        if failed && !self.checkpoint.running.as_ref().is_some_and(joining) {
             self.fail("a checkpoint could not be written");
         }
         let Some(dump) = &mut self.checkpoint.running else { return };
         dump.actions -= 1;
-        let (stage, actions) = (dump.stage, dump.actions);
+        dump.join_failed |= failed;
+        let (stage, actions, join_failed) = (dump.stage, dump.actions, dump.join_failed);
         if self.read_only.is_some() {
             return;
         }
         match stage {
             Stage::Chunks => self.dump_chunks(),
             _ if actions > 0 => {}
+            Stage::Join | Stage::JoinFlush if join_failed => {
+                self.checkpoint.running = None;
+                self.growth_failed();
+                // Whoever wanted the checkpoint still does.
+                self.start_checkpoint(false);
+            }
+            Stage::Join => {
+                let dump = self.checkpoint.running.as_mut().expect("a dump runs");
+                (dump.stage, dump.actions) = (Stage::JoinFlush, 1);
+                let device = DeviceId(self.devices.len() as u8 - 1);
+                self.emit(device, ActionKind::Flush, 0, 0, Buffer::None, Owner::Checkpoint);
+            }
+            Stage::JoinFlush => self.write_superblocks(Tier::Hot),
             Stage::Write(tier) => self.flush_tier(tier),
             Stage::Flush(Tier::Hot) => self.write_superblocks(Tier::Cold),
             Stage::Flush(Tier::Cold) => self.checkpoint_done(),
@@ -149,6 +177,7 @@ impl Store {
         let dump = self.checkpoint.running.take().expect("a dump runs");
         self.stats.checkpoints += 1;
         self.commit.tail_sequence = dump.at.journal.sequence;
+        self.growth_done();
         let lsn = dump.at.lsn;
         let (gone, stay) =
             std::mem::take(&mut self.freed_cold).into_iter().partition(|(freed, _)| *freed <= lsn);

@@ -25,16 +25,19 @@ impl Store {
             if u64::from(self.hot.free()) + coming >= wanted {
                 break;
             }
-            let (hot, cold_writers) = (&self.hot, &self.cold_writers);
+            let (hot, map, cold_writers) = (&self.hot, &self.map, &self.cold_writers);
+            let kept = |id| {
+                map.hot_minimums() > 0
+                    && map.volume(id).is_some_and(|volume| hot.held_by(id) <= volume.limits.hot_min)
+            };
             let may_write = self.now_ns >= self.write_back_after_ns && !self.scratch_free.is_empty();
             let victim = self.policy.victim(&mut |slot| {
                 let state = hot.slot(slot);
-                let clean = state.dirty == 0 && !state.fresh;
                 let quiet = state.extent().is_some_and(|extent| !cold_writers.contains_key(&extent));
-                state.idle() && (clean || (may_write && quiet))
+                state.idle() && !kept(state.volume()) && (state.is_clean() || (may_write && quiet))
             });
             let Some(slot) = victim else { break };
-            if self.hot.slot(slot).dirty == 0 && !self.hot.slot(slot).fresh {
+            if self.hot.slot(slot).is_clean() {
                 self.demote(slot);
             } else if !self.write_back_group(slot) {
                 break;
@@ -76,7 +79,7 @@ impl Store {
         let state = self.hot.slot(slot);
         let Some(extent) = state.extent() else { return false };
         let busy = state.writing_back || state.writers > 0 || state.claimed != 0 || state.fill_running;
-        if busy || (state.dirty == 0 && !state.fresh) || self.cold_writers.contains_key(&extent) {
+        if busy || state.is_clean() || self.cold_writers.contains_key(&extent) {
             return false;
         }
         let pages = state.dirty & state.valid;
@@ -173,7 +176,7 @@ impl Store {
                 return;
             }
             let state = self.hot.slot(slot);
-            if state.extent().is_some() && (state.dirty != 0 || state.fresh) {
+            if state.extent().is_some() && !state.is_clean() {
                 self.start_write_back(slot);
             }
         }
@@ -191,7 +194,7 @@ impl Store {
         let entry = self.map.volume(volume).map(|v| self.map.get(v, unit));
         if let Some(slot) = entry.and_then(|entry| entry.extent()).and_then(|extent| self.hot.find(extent)) {
             let state = self.hot.slot(slot);
-            if state.idle() && state.dirty == 0 && !state.fresh {
+            if state.idle() && state.is_clean() {
                 self.demote(slot);
             } else {
                 self.start_write_back(slot);
@@ -206,7 +209,7 @@ impl Store {
         if let Some(extent) = entry.and_then(|entry| entry.extent()) {
             let slot = self.hot.find(extent);
             if slot.is_none_or(|slot| self.hot.slot(slot).valid != ALL_PAGES) {
-                self.start_fill(extent, slot, None);
+                self.start_fill(extent, slot, (volume, unit), None);
             }
         }
         self.pump();

@@ -11,9 +11,15 @@ use crate::types::*;
 const SCRATCH_RESERVE: usize = 2;
 
 impl Store {
-    /// Starts to bring an extent in, or the pages of it that are missing. `reader` gets its bytes on the way. False if
+    /// Starts to bring an extent in for a unit of a volume, or the pages of it that are missing. `reader` gets its bytes on the way. False if
     /// that is not possible now; nothing has happened then.
-    pub(super) fn start_fill(&mut self, extent: Extent, slot: Option<u32>, reader: Option<Part>) -> bool {
+    pub(super) fn start_fill(
+        &mut self,
+        extent: Extent,
+        slot: Option<u32>,
+        (volume, unit): (VolumeId, u64),
+        reader: Option<Part>,
+    ) -> bool {
         let busy = self.scratch_free.len() <= SCRATCH_RESERVE || self.cold_writers.contains_key(&extent);
         let tokens = self.tuning.migration_bytes_per_s == u64::MAX || self.tokens >= UNIT_BYTES;
         if busy || !tokens || self.read_only.is_some() {
@@ -23,15 +29,7 @@ impl Store {
             Some(slot) if self.hot.slot(slot).fill_running || self.hot.slot(slot).fresh => return false,
             Some(slot) => slot,
             None => {
-                let Some(slot) = self.hot.attach(extent, false, self.now_ns) else {
-                    self.room_wanted = true;
-                    return false;
-                };
-                self.policy.insert(slot, extent);
-                let pinned =
-                    reader.and_then(|part| self.map.volume(part.volume)).is_some_and(|v| v.pin == Pin::Hot);
-                self.hot.slot_mut(slot).pinned = pinned;
-                self.room_wanted = true;
+                let Some(slot) = self.attach(extent, false, (volume, unit)) else { return false };
                 slot
             }
         };
@@ -47,6 +45,24 @@ impl Store {
         let buffer = Buffer::Scratch { index: scratch, offset: 0 };
         self.emit_cold(extent, 0, UNIT_BYTES as u32, ActionKind::Read, buffer, Owner::Job(job));
         true
+    }
+
+    /// Gives an extent a hot slot for a unit of a volume, if one is free and the volume may have it.
+    pub(super) fn attach(
+        &mut self,
+        extent: Extent,
+        fresh: bool,
+        (volume, unit): (VolumeId, u64),
+    ) -> Option<u32> {
+        self.room_wanted = true;
+        let pin = self.map.volume(volume)?.pin_of(unit);
+        if !self.may_heat(volume) {
+            return None;
+        }
+        let slot = self.hot.attach(extent, fresh, volume, self.now_ns)?;
+        self.hot.slot_mut(slot).pinned = pin == Pin::Hot;
+        self.policy.insert(slot, extent);
+        Some(slot)
     }
 
     pub(super) fn advance_fill(&mut self, job: u32) {

@@ -22,12 +22,19 @@ mod commit;
 mod copy;
 mod demote;
 mod fill;
+mod grow;
+mod layout;
+mod limits;
+mod load;
 mod open;
 mod read;
 mod volumes;
 mod write;
 
-pub use open::{BlockingIo, DeviceSpec, FormatSpec, Lost, OpenError, OpenOptions, format};
+pub use grow::{GrowError, Grown, Growth, adopted_device_bytes};
+pub use layout::DeviceInfo;
+pub use limits::Limits;
+pub use open::{BlockingIo, DeviceSpec, FormatSpec, Lost, OpenError, OpenOptions, Ranges, format};
 pub use volumes::{Explanation, VolumeError, VolumeInfo};
 
 use crate::alloc::Allocator;
@@ -109,6 +116,8 @@ pub struct Stats {
     pub checkpoints: u64,
     /// Times a write had to wait because the pool was full.
     pub full_waits: u64,
+    /// Parts of writes refused because a quota was used up.
+    pub quota_refusals: u64,
     /// Guest-visible device errors.
     pub io_errors: u64,
 }
@@ -204,9 +213,8 @@ struct Job {
 struct Device {
     block: Superblock,
     tier: Tier,
-    /// Slots of the tier before this device's.
-    first_slot: u64,
     unflushed: bool,
+    /// It is there, and flushes of guests concern it.
     present: bool,
 }
 
@@ -216,6 +224,7 @@ pub struct Store {
     tuning: Tuning,
     broken: Option<Rule>,
     devices: Vec<Device>,
+    layout: layout::Layout,
     map: Map,
     allocator: Allocator,
     hot: Directory,
@@ -268,6 +277,8 @@ pub struct Store {
     /// The stock of free hot slots is to be looked at.
     room_wanted: bool,
     next_volume: u32,
+    growing: Option<grow::Growing>,
+    grown: VecDeque<Result<Grown, GrowError>>,
     tokens: u64,
     now_ns: u64,
     stats: Stats,
@@ -369,6 +380,7 @@ impl Store {
             self.tokens = (self.tokens + earned).min(most);
         }
         self.reap();
+        self.build_adopted();
         self.make_room();
         self.tick_commit();
         self.retry_room_waiters();
@@ -572,12 +584,7 @@ impl Store {
 
     /// Where a slot is.
     fn locate(&self, tier: Tier, slot: u64) -> (DeviceId, u64) {
-        let holds = |device: &Device| {
-            device.tier == tier && (device.first_slot..device.first_slot + device.block.slots).contains(&slot)
-        };
-        let at = self.devices.iter().position(holds).expect("a slot is on some device");
-        let device = &self.devices[at];
-        (DeviceId(at as u8), device.block.data_offset + (slot - device.first_slot) * UNIT_BYTES)
+        self.layout.locate(tier, slot)
     }
 
     fn job(&mut self, kind: JobKind, extent: Extent) -> u32 {
@@ -690,6 +697,7 @@ impl Store {
     /// Everything that follows from what just happened.
     fn pump(&mut self) {
         self.pump_forks();
+        self.pump_growth();
         if std::mem::take(&mut self.room_wanted) {
             self.make_room();
         }

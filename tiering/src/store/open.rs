@@ -4,16 +4,16 @@
 //! each 64 KiB that is mapped, and the journal's size), whatever the devices hold. It uses blocking I/O: it
 //! happens once, before the first request.
 
+use super::layout::Layout;
+use super::load::{ColdSlots, Loading, only_hot};
 use super::{Device, Stats, Store, checkpoint, commit};
-use crate::alloc::Allocator;
-use crate::checkpoint::{CHUNK_BYTES, Content, area_bytes, read};
+use crate::checkpoint::{Content, area_bytes, read};
 use crate::hash::{FastMap, FastSet};
-use crate::hot::Directory;
 use crate::journal::{BLOCK_BYTES, BlockHeader, Cursor, Record, Replay, encode_block, replay};
-use crate::map::{LEAF_ENTRIES, Map};
+use crate::map::LEAF_ENTRIES;
 use crate::policy::window::Windows;
 use crate::slab::Slab;
-use crate::superblock::{CheckpointAt, DEVICES_MAX, SUPERBLOCK_BYTES, Superblock};
+use crate::superblock::{CheckpointAt, DEVICES_MAX, Member, SUPERBLOCK_BYTES, Segment, Superblock};
 use crate::types::*;
 use std::collections::{BTreeMap, VecDeque};
 use uuid::Uuid;
@@ -30,8 +30,8 @@ pub trait BlockingIo {
     fn flush(&mut self, device: DeviceId) -> Result<(), IoError>;
 }
 
-/// A device of a new pool.
-#[derive(Debug, Clone, Copy)]
+/// A device of a new pool, or one that joins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DeviceSpec {
     /// A fresh name for it.
     pub uuid: Uuid,
@@ -89,6 +89,28 @@ pub struct Lost {
     pub len: u64,
 }
 
+/// Lost ranges for people: the first few, and how many more.
+#[derive(Debug, Clone, Copy)]
+pub struct Ranges<'a>(pub &'a [Lost]);
+
+impl std::fmt::Display for Ranges<'_> {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        const SHOWN: usize = 8;
+        for (at, Lost { volume, offset, len }) in self.0.iter().take(SHOWN).enumerate() {
+            let comma = if at > 0 { ", " } else { "" };
+            write!(out, "{comma}volume {} bytes {offset}..{}", volume.0, offset + len)?;
+        }
+        match self.0.len() {
+            0 => write!(out, "none"),
+            all if all > SHOWN => {
+                let bytes: u64 = self.0.iter().map(|lost| lost.len).sum();
+                write!(out, " and {} ranges more, {bytes} bytes together", all - SHOWN)
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 /// Why a pool could not be made or opened.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum OpenError {
@@ -117,6 +139,17 @@ pub enum OpenError {
     /// The device failed.
     #[error("device {0} cannot be read or written")]
     Io(usize),
+    /// A device is shorter than it was.
+    #[error("device {device} ends before byte {needed}: it was cut short, and what was there is lost")]
+    Short {
+        /// Which.
+        device: usize,
+        /// How long it must be.
+        needed: u64,
+    },
+    /// Superblocks that contradict each other.
+    #[error("device {0} has a superblock that contradicts those of the others")]
+    Layout(usize),
     /// No superblock.
     #[error("device {0} does not belong to a pool, or both its superblocks are damaged")]
     NotAMember(usize),
@@ -147,11 +180,14 @@ pub enum OpenError {
     ColdMissing(usize),
     /// The hot tier is missing and was not drained.
     #[error(
-        "the hot tier is missing and was not written back: {units} units known to be only there, and whatever changed since the last checkpoint; open degraded to read the rest"
+        "the hot tier is missing and was not written back: {units} units known to be only there ({}), and whatever changed since the last checkpoint; open degraded to read the rest",
+        Ranges(lost)
     )]
     HotMissing {
         /// Units the cold checkpoint knows to be lost.
         units: usize,
+        /// Where they are.
+        lost: Vec<Lost>,
     },
     /// Both copies of the checkpoint are damaged.
     #[error("checkpoint {0} is damaged on both tiers")]
@@ -176,6 +212,8 @@ pub fn format(io: &mut dyn BlockingIo, spec: &FormatSpec) -> Result<(), OpenErro
     let hot_slots: u64 = spec.devices[..hot].iter().map(|device| device.size_bytes / UNIT_BYTES).sum();
     let area = area_bytes(spec.leaves_max, hot_slots);
     let journal_bytes = spec.journal_bytes.max(64 * BLOCK_BYTES as u64).next_multiple_of(BLOCK_BYTES as u64);
+    let member = |device: &DeviceSpec| Member { uuid: device.uuid, tier: device.tier, superblocks_at: 0 };
+    let mut next_slot = [0, 0];
     for (index, device) in spec.devices.iter().enumerate() {
         let journal = if index == 0 { journal_bytes } else { 0 };
         let areas = if index == 0 || index == hot { 2 * area } else { 0 };
@@ -185,16 +223,17 @@ pub fn format(io: &mut dyn BlockingIo, spec: &FormatSpec) -> Result<(), OpenErro
             let (size_bytes, needed) = (device.size_bytes, data_offset);
             return Err(OpenError::TooSmall { device: index, size_bytes, needed });
         }
+        let next = &mut next_slot[usize::from(device.tier == Tier::Cold)];
+        let segment = Segment { first: *next, slots };
+        *next += slots;
         let block = Superblock {
             pool: spec.pool,
-            devices: spec.devices.iter().map(|device| device.uuid).collect(),
-            hot_devices: hot as u8,
+            devices: spec.devices.iter().map(member).collect(),
             index: index as u8,
-            excluded: 0,
             generation: 1,
             epoch: 0,
             data_offset,
-            slots,
+            segments: vec![segment],
             journal_offset: superblocks,
             journal_blocks: journal_bytes / BLOCK_BYTES as u64,
             area_offset: superblocks + journal,
@@ -214,214 +253,184 @@ pub fn format(io: &mut dyn BlockingIo, spec: &FormatSpec) -> Result<(), OpenErro
     Ok(())
 }
 
-/// The superblocks of the devices that are there, in the pool's order.
-fn superblocks(io: &mut dyn BlockingIo) -> Result<Vec<Option<Superblock>>, OpenError> {
-    let mut found: Vec<Option<Superblock>> = Vec::new();
-    let mut count = DEVICES_MAX;
-    let mut at = 0;
-    while at < count {
-        let id = DeviceId(at as u8);
-        if !io.present(id) {
-            found.push(None);
-            at += 1;
-            continue;
-        }
-        let mut bytes = vec![0; 2 * SUPERBLOCK_BYTES];
-        io.read(id, 0, &mut bytes).map_err(|_| OpenError::Io(at))?;
-        let (first, second) = bytes.split_at(SUPERBLOCK_BYTES);
-        let block = Superblock::newest(first, second).ok_or(OpenError::NotAMember(at))?;
-        let stranger =
-            found.iter().flatten().any(|other| other.pool != block.pool || other.devices != block.devices);
-        if stranger || usize::from(block.index) != at {
-            return Err(OpenError::Foreign { device: at, pool: block.pool, place: block.index });
-        }
-        count = block.devices.len();
-        found.push(Some(block));
-        at += 1;
-    }
-    found.truncate(count);
-    if found.iter().flatten().next().is_none() {
-        return Err(OpenError::NotAMember(0));
-    }
-    Ok(found)
+/// What the superblocks say.
+struct Members {
+    /// The superblocks of the devices that are there, in the pool's order.
+    blocks: Vec<Option<Superblock>>,
+    /// The one with the newest checkpoint: its list of devices counts.
+    chief: Superblock,
 }
 
-/// An old copy of a device must not come back: superblocks are written hot first, so along the pool's order the epoch
-/// falls by one at most, and only once (a crash between the writes).
-fn check_epochs(blocks: &[Option<Superblock>]) -> Result<(), OpenError> {
-    let epoch = blocks.iter().flatten().map(|block| block.epoch).max().unwrap_or(0);
-    let mut above = epoch;
-    for (device, block) in blocks.iter().enumerate() {
-        let Some(block) = block else { continue };
-        let fits = block.epoch <= above && block.epoch + 1 >= epoch && block.excluded == 0;
-        if !fits {
-            return Err(OpenError::Outdated { device, its_epoch: block.epoch, epoch });
+impl Members {
+    fn read(io: &mut dyn BlockingIo) -> Result<Members, OpenError> {
+        let mut blocks: Vec<Option<Superblock>> = Vec::new();
+        let mut known: Vec<Member> = Vec::new();
+        while blocks.len() < DEVICES_MAX && (known.is_empty() || blocks.len() < known.len()) {
+            let at = blocks.len();
+            let id = DeviceId(at as u8);
+            if !io.present(id) {
+                blocks.push(None);
+                continue;
+            }
+            let mut bytes = vec![0; 2 * SUPERBLOCK_BYTES];
+            let from = known.get(at).map_or(0, |member| member.superblocks_at);
+            io.read(id, from, &mut bytes).map_err(|_| OpenError::Io(at))?;
+            let (first, second) = bytes.split_at(SUPERBLOCK_BYTES);
+            let block = Superblock::newest(first, second).ok_or(OpenError::NotAMember(at))?;
+            // A device that joins is written first: lists of different length agree in what they have in common.
+            let agrees = block.devices.iter().zip(&known).all(|(a, b)| a == b);
+            let stranger = blocks.iter().flatten().any(|other| other.pool != block.pool) || !agrees;
+            if stranger || usize::from(block.index) != at {
+                return Err(OpenError::Foreign { device: at, pool: block.pool, place: block.index });
+            }
+            if block.devices.len() > known.len() {
+                known.clone_from(&block.devices);
+            }
+            blocks.push(Some(block));
         }
-        above = block.epoch;
+        let newest = blocks.iter().flatten().rev().max_by_key(|block| block.checkpoint.id);
+        let chief = newest.ok_or(OpenError::NotAMember(0))?.clone();
+        blocks.resize(chief.devices.len(), None);
+        let members = Members { blocks, chief };
+        members.check_epochs()?;
+        members.check_layout(io)?;
+        Ok(members)
     }
-    Ok(())
+
+    fn of(&self, tier: Tier) -> impl Iterator<Item = (usize, Option<&Superblock>)> {
+        let all = self.chief.devices.iter().zip(&self.blocks).enumerate();
+        all.filter(move |(_, (member, _))| member.tier == tier).map(|(at, (_, block))| (at, block.as_ref()))
+    }
+
+    /// An old copy of a device must not come back: superblocks are written hot first, so along that order the
+    /// epoch falls by one at most, and only once (a crash between the writes).
+    fn check_epochs(&self) -> Result<(), OpenError> {
+        let epoch = self.blocks.iter().flatten().map(|block| block.epoch).max().unwrap_or(0);
+        let mut above = epoch;
+        for (device, block) in self.of(Tier::Hot).chain(self.of(Tier::Cold)) {
+            let Some(block) = block else { continue };
+            if block.epoch > above || block.epoch.saturating_add(1) < epoch {
+                return Err(OpenError::Outdated { device, its_epoch: block.epoch, epoch });
+            }
+            above = block.epoch;
+        }
+        Ok(())
+    }
+
+    /// Every slot of a tier is on one device, and the devices are as long as they were.
+    fn check_layout(&self, io: &mut dyn BlockingIo) -> Result<(), OpenError> {
+        let first_cold = self.of(Tier::Cold).next().ok_or(OpenError::Layout(0))?.0;
+        let first_hot = self.of(Tier::Hot).next().ok_or(OpenError::Layout(0))?.0;
+        if first_hot != 0 {
+            return Err(OpenError::Layout(first_hot));
+        }
+        for (tier, most) in [(Tier::Hot, u64::from(u32::MAX)), (Tier::Cold, 1 << 34)] {
+            let mut segments: Vec<(Segment, usize)> = Vec::new();
+            for (at, block) in self.of(tier) {
+                let Some(block) = block else { continue };
+                segments.extend(block.segments.iter().map(|segment| (*segment, at)));
+            }
+            segments.sort_unstable_by_key(|(segment, _)| segment.first);
+            let whole = self.of(tier).all(|(_, block)| block.is_some());
+            let mut next = 0;
+            for (segment, at) in segments {
+                let end = segment.first.checked_add(segment.slots).filter(|end| *end < most);
+                if segment.first < next || (whole && segment.first != next) {
+                    return Err(OpenError::Layout(at));
+                }
+                next = end.ok_or(OpenError::Layout(at))?;
+            }
+        }
+        for (at, block) in self.blocks.iter().enumerate() {
+            let Some(block) = block else { continue };
+            let areas =
+                block.area_bytes.checked_mul(2).and_then(|bytes| bytes.checked_add(block.area_offset));
+            let journal = block.journal_blocks.checked_mul(BLOCK_BYTES as u64);
+            let journal = journal.and_then(|bytes| bytes.checked_add(block.journal_offset));
+            let mut needed = block.data_bytes_end();
+            if at == first_hot {
+                needed = needed.max(journal.ok_or(OpenError::Layout(at))?);
+            }
+            if at == first_hot || at == first_cold {
+                needed = needed.max(areas.ok_or(OpenError::Layout(at))?);
+            }
+            let leaves_fit = block.leaves_max <= block.area_bytes / (LEAF_ENTRIES * 8);
+            if !leaves_fit || needed < SECTOR_BYTES || !needed.is_multiple_of(SECTOR_BYTES) {
+                return Err(OpenError::Layout(at));
+            }
+            let mut last = [0; SECTOR_BYTES as usize];
+            let failed = |_| OpenError::Short { device: at, needed };
+            io.read(DeviceId(at as u8), needed - SECTOR_BYTES, &mut last).map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    /// The cold slots in their order.
+    fn cold_slots(&self) -> Vec<ColdSlots> {
+        let of = |block: &Superblock| {
+            let adopted = block.member().superblocks_at != 0;
+            block.segments.iter().map(move |s| (s.first, ColdSlots { slots: s.slots, adopted })).collect()
+        };
+        let mut all: Vec<(u64, ColdSlots)> = self
+            .of(Tier::Cold)
+            .filter_map(|(_, block)| block.map(of))
+            .flat_map(|part: Vec<_>| part)
+            .collect();
+        all.sort_unstable_by_key(|(first, _)| *first);
+        all.into_iter().map(|(_, part)| part).collect()
+    }
 }
 
-fn load_content(
-    io: &mut dyn BlockingIo,
-    block: &Superblock,
-    cold: Option<&Superblock>,
-) -> Result<Content, OpenError> {
-    let at = block.checkpoint;
+/// Reads the checkpoint. The same bytes are on both tiers: one damaged copy does no harm.
+fn load_content(io: &mut dyn BlockingIo, members: &Members) -> Result<Content, OpenError> {
+    let at = members.chief.checkpoint;
     if at.id == 0 {
         return Ok(Content { next_volume: 1, ..Content::default() });
     }
-    // The same bytes are on both tiers: one damaged copy does no harm.
-    for source in [Some(block), cold].into_iter().flatten() {
-        let fits = at.len <= source.area_bytes && at.len <= usize::MAX as u64 && at.len > 0;
-        let mut bytes = vec![0; if fits { at.len as usize } else { CHUNK_BYTES }];
+    for tier in [Tier::Hot, Tier::Cold] {
+        let Some(source) = members.of(tier).next().and_then(|(_, block)| block) else { continue };
+        if at.len == 0 || at.len > source.area_bytes {
+            continue;
+        }
+        let mut bytes = vec![0; at.len as usize];
         let found = io.read(DeviceId(source.index), source.area(at.id), &mut bytes);
-        if let Some(content) = found.ok().and_then(|()| read(&bytes, at.id)) {
+        if let Some(content) = found.ok().and_then(|()| read(&bytes, at.id, source.leaves_max)) {
             return Ok(content);
         }
     }
     Err(OpenError::Checkpoint(at.id))
 }
 
-/// The state in memory while it is being put together.
-struct Loading {
-    map: Map,
-    allocator: Allocator,
-    hot: Directory,
-    freed: Vec<Extent>,
-    next_volume: u32,
-}
-
-impl Loading {
-    fn from_content(content: Content, cold_slots: u64, hot_slots: u32) -> Option<Loading> {
-        let mut loading = Loading {
-            map: Map::at_epoch(content.epoch),
-            allocator: Allocator::new(cold_slots),
-            hot: Directory::new(hot_slots),
-            freed: Vec::new(),
-            next_volume: content.next_volume.max(1),
-        };
-        let mut refs: FastMap<u32, u32> = FastMap::default();
-        for leaf in
-            content.volumes.values().flat_map(|volume| &volume.top).filter_map(|leaf| leaf.checked_sub(1))
-        {
-            *refs.entry(leaf).or_insert(0) += 1;
-        }
-        for (id, volume) in content.volumes {
-            loading.map.insert(id, volume);
-        }
-        let mut twice = Vec::new();
-        let mut bad = false;
-        for (leaf, entries) in content.leaves {
-            let allocator = &mut loading.allocator;
-            let refs = refs.get(&leaf).copied()?;
-            loading.map.load_leaf(leaf, entries, refs, |extent| {
-                bad |= extent >= cold_slots;
-                if extent < cold_slots && !allocator.take(extent) {
-                    twice.push(extent);
-                }
-            });
-        }
-        twice.into_iter().for_each(|extent| loading.map.load_shared(extent));
-        loading.map.load_done();
-        for (slot, state) in content.hot {
-            bad |= slot >= hot_slots || state.extent >= cold_slots;
-            loading.hot.load(slot, Some(state));
-        }
-        (!bad).then_some(loading)
-    }
-
-    fn apply(&mut self, record: Record) -> Option<()> {
-        match record {
-            Record::Map { volume, unit, entry } => {
-                let known = self.map.volume(volume)?;
-                if unit >= known.units()
-                    || entry.extent().is_some_and(|extent| extent >= self.allocator.slots())
-                {
-                    return None;
-                }
-                if let Some(extent) = entry.extent() {
-                    self.allocator.take(extent);
-                }
-                self.freed.extend(self.map.set(volume, unit, entry));
-            }
-            Record::Hot { slot, state } => {
-                let fits = state.is_none_or(|state| state.extent < self.allocator.slots());
-                if slot >= self.hot.slots() || !fits {
-                    return None;
-                }
-                self.hot.load(slot, state);
-            }
-            Record::Create { id, size_bytes } => {
-                if self.map.volume(id).is_some() || size_bytes > VOLUME_BYTES_MAX {
-                    return None;
-                }
-                self.map.create(id, size_bytes);
-                self.next_volume = self.next_volume.max(id.0.checked_add(1)?);
-            }
-            Record::Resize { id, size_bytes } => {
-                let known = self.map.volume(id)?;
-                if size_bytes > VOLUME_BYTES_MAX || size_bytes < known.size_bytes {
-                    return None;
-                }
-                self.map.resize(id, size_bytes);
-            }
-            Record::Fork { from, to, writable } => {
-                if self.map.volume(to).is_some() || !self.map.fork(from, to, writable) {
-                    return None;
-                }
-                self.next_volume = self.next_volume.max(to.0.checked_add(1)?);
-            }
-            Record::Delete { id } => {
-                for leaf in self.map.delete(id)? {
-                    self.map.release_leaf(leaf, &mut self.freed);
-                }
-            }
-            Record::SetPin { id, pin } => self.map.set_pin(id, pin),
-            Record::Void { .. } => {}
-        }
-        Some(())
-    }
-}
-
 impl Store {
     /// Opens a pool. Nothing is written to any device when it fails before the state is understood, nor when the
     /// pool is opened without its hot tier.
     pub fn open(io: &mut dyn BlockingIo, options: OpenOptions) -> Result<Store, OpenError> {
-        let blocks = superblocks(io)?;
-        check_epochs(&blocks)?;
-        let hot_devices = usize::from(blocks.iter().flatten().next().expect("one was found").hot_devices);
-        if let Some(missing) = (hot_devices..blocks.len()).find(|at| blocks[*at].is_none()) {
+        let members = Members::read(io)?;
+        if let Some((missing, _)) = members.of(Tier::Cold).find(|(_, block)| block.is_none()) {
             return Err(OpenError::ColdMissing(missing));
         }
-        let hot_missing = blocks[..hot_devices].iter().any(Option::is_none);
-        let cold_block = blocks[hot_devices].clone().expect("no cold device is missing");
-        let chief = blocks[0].clone().filter(|_| !hot_missing).unwrap_or_else(|| cold_block.clone());
-        let content = load_content(io, &chief, (!hot_missing).then_some(&cold_block))?;
-        let slots =
-            |range: &[Option<Superblock>]| range.iter().flatten().map(|block| block.slots).sum::<u64>();
-        let cold_slots = slots(&blocks[hot_devices..]);
-        let hot_slots = if hot_missing {
-            content.hot.iter().map(|(slot, _)| slot + 1).max().unwrap_or(0)
-        } else {
-            u32::try_from(slots(&blocks[..hot_devices])).map_err(|_| OpenError::NotAMember(0))?
-        };
-        let damaged = OpenError::Checkpoint(chief.checkpoint.id);
-        let loading = Loading::from_content(content, cold_slots, hot_slots).ok_or(damaged)?;
-        if hot_missing {
-            return Self::without_hot(blocks, hot_devices, &chief, loading, options);
+        let content = load_content(io, &members)?;
+        let damaged = OpenError::Checkpoint(members.chief.checkpoint.id);
+        let (cold, leaves_max) = (members.cold_slots(), members.chief.leaves_max);
+        if members.of(Tier::Hot).any(|(_, block)| block.is_none()) {
+            let lost = only_hot(&content.hot);
+            let content = Content { hot: Vec::new(), ..content };
+            let loading = Loading::from_content(content, &cold, 0, leaves_max).ok_or(damaged)?;
+            return Self::without_hot(members, loading, lost, options);
         }
-        Self::with_journal(io, blocks, hot_devices, loading, options)
+        let hot_slots: u64 =
+            members.of(Tier::Hot).filter_map(|(_, block)| block).map(Superblock::slots).sum();
+        let loading = Loading::from_content(content, &cold, hot_slots as u32, leaves_max).ok_or(damaged)?;
+        Self::with_journal(io, members, loading, options)
     }
 
     fn with_journal(
         io: &mut dyn BlockingIo,
-        blocks: Vec<Option<Superblock>>,
-        hot_devices: usize,
+        members: Members,
         mut loading: Loading,
         options: OpenOptions,
     ) -> Result<Store, OpenError> {
-        let chief = blocks[0].clone().expect("the first hot device is there");
+        let chief = &members.chief;
         let mut ring = vec![0; chief.journal_blocks as usize * BLOCK_BYTES];
         io.read(DeviceId(0), chief.journal_offset, &mut ring).map_err(|_| OpenError::Io(0))?;
         let (pool, boot) = (chief.pool.as_u64_pair().0, options.tuning.boot.as_u64_pair().0);
@@ -434,7 +443,7 @@ impl Store {
         let allocator = &loading.allocator;
         let orphans = loading.hot.load_done(|extent| allocator.is_taken(extent) && !freed.contains(&extent));
         let commit = commit::Commit::new(end, chief.checkpoint.journal.sequence);
-        let mut store = Self::assemble(blocks, hot_devices, loading, commit, options);
+        let mut store = Self::assemble(members, loading, commit, options);
         if let Some((first, last)) = refused {
             store.record(Record::Void { first, last });
         }
@@ -442,6 +451,7 @@ impl Store {
             let lsn = store.record(Record::Hot { slot, state: None });
             store.freed_hot.push((lsn, slot));
         }
+        store.mark_pinned();
         store.settle(io)?;
         Ok(store)
     }
@@ -452,6 +462,7 @@ impl Store {
             io.flush(DeviceId(at as u8)).map_err(|_| OpenError::Io(at))?;
         }
         let chief = self.devices[0].block.clone();
+        let epoch = self.devices.iter().map(|device| device.block.epoch).max().unwrap_or(0) + 1;
         // The first block says what is void: it goes first. Its own records point to no data, so they are firm too.
         let records: Vec<Record> = self.commit.take_pending();
         let firm_lsn = self.commit.cursor.lsn - 1 + records.len() as u64;
@@ -464,10 +475,10 @@ impl Store {
         io.flush(DeviceId(0)).map_err(|_| OpenError::Io(0))?;
         self.commit.opened();
         self.release_hot();
-        for at in 0..self.devices.len() {
+        for at in self.hot_first() {
             let block = &mut self.devices[at].block;
             block.generation += 1;
-            block.epoch = chief.epoch + 1;
+            block.epoch = epoch;
             block.checkpoint = CheckpointAt { clean: false, ..chief.checkpoint };
             let failed = |_| OpenError::Io(at);
             io.write(DeviceId(at as u8), block.place(), &block.encode()).map_err(failed)?;
@@ -478,51 +489,38 @@ impl Store {
 
     /// Read-only, from the cold tier's checkpoint.
     fn without_hot(
-        blocks: Vec<Option<Superblock>>,
-        hot_devices: usize,
-        chief: &Superblock,
-        mut loading: Loading,
+        members: Members,
+        loading: Loading,
+        lost: FastMap<Extent, PageMask>,
         options: OpenOptions,
     ) -> Result<Store, OpenError> {
-        let mut lost = FastMap::default();
-        for slot in 0..loading.hot.slots() {
-            if let Some(state) =
-                loading.hot.slot(slot).state().filter(|state| state.dirty != 0 || state.fresh)
-            {
-                lost.insert(state.extent, if state.fresh { ALL_PAGES } else { state.dirty });
-            }
-        }
-        if !chief.checkpoint.clean && !options.degraded {
-            return Err(OpenError::HotMissing { units: lost.len() });
-        }
-        loading.hot = Directory::new(0);
+        let (clean, degraded) = (members.chief.checkpoint.clean, options.degraded);
         let commit = commit::Commit::new(Cursor { lsn: 1, ..Cursor::default() }, 0);
-        let mut store = Self::assemble(blocks, hot_devices, loading, commit, options);
+        let mut store = Self::assemble(members, loading, commit, options);
         store.lost = lost;
+        if !clean && !degraded {
+            return Err(OpenError::HotMissing { units: store.lost.len(), lost: store.lost() });
+        }
         store.fail("it was opened without its hot tier");
         Ok(store)
     }
 
-    fn assemble(
-        blocks: Vec<Option<Superblock>>,
-        hot_devices: usize,
-        loading: Loading,
-        commit: commit::Commit,
-        options: OpenOptions,
-    ) -> Store {
-        let template = blocks.iter().flatten().next().cloned().expect("one was found");
-        let mut first_slots = [0, 0];
+    fn assemble(members: Members, loading: Loading, commit: commit::Commit, options: OpenOptions) -> Store {
+        let Members { blocks, chief } = members;
         let mut devices = Vec::new();
         for (at, block) in blocks.into_iter().enumerate() {
-            let tier = if at < hot_devices { Tier::Hot } else { Tier::Cold };
-            let present = block.is_some();
-            let block = block.unwrap_or_else(|| Superblock { slots: 0, index: at as u8, ..template.clone() });
-            let first = &mut first_slots[usize::from(tier == Tier::Cold)];
-            let first_slot = *first;
-            *first += block.slots;
-            devices.push(Device { block, tier, first_slot, unflushed: false, present });
+            let (tier, present) = (chief.devices[at].tier, block.is_some());
+            // All superblocks go on from the newest checkpoint and list of devices.
+            let mut block = block.unwrap_or_else(|| Superblock {
+                segments: Vec::new(),
+                index: at as u8,
+                ..chief.clone()
+            });
+            block.checkpoint = chief.checkpoint;
+            block.devices.clone_from(&chief.devices);
+            devices.push(Device { block, tier, unflushed: false, present });
         }
-        let Loading { map, allocator, hot, freed, next_volume } = loading;
+        let Loading { map, allocator, hot, freed, next_volume, .. } = loading;
         let tuning = options.tuning;
         let mut policy = tuning.policy.build(hot.slots());
         for slot in 0..hot.slots() {
@@ -537,6 +535,7 @@ impl Store {
             tokens: tuning.group_bytes,
             tuning,
             broken: None,
+            layout: Layout::of(&devices),
             devices,
             map,
             allocator,
@@ -576,26 +575,32 @@ impl Store {
             draining: false,
             room_wanted: true,
             next_volume,
+            growing: None,
+            grown: VecDeque::new(),
             now_ns: options.now_ns,
             stats: Stats::default(),
         }
     }
 
-    /// What cannot be read because it was only on a lost hot tier.
+    /// What cannot be read because it was only on a lost hot tier, by volume, in order.
     pub fn lost(&self) -> Vec<Lost> {
-        let mut found = Vec::new();
+        let mut found: Vec<Lost> = Vec::new();
         if self.lost.is_empty() {
             return found;
         }
         for (id, volume) in self.map.volumes() {
-            for unit in 0..volume.units() {
-                let extent = self.map.get(volume, unit).extent();
-                let Some(pages) = extent.and_then(|extent| self.lost.get(&extent)) else { continue };
-                found.extend(runs(*pages).map(|(first, count)| Lost {
-                    volume: id,
-                    offset: unit * UNIT_BYTES + u64::from(first) * PAGE_BYTES,
-                    len: u64::from(count) * PAGE_BYTES,
-                }));
+            for (unit, extent) in self.map.units_in(volume, 0..volume.units()) {
+                for (first, count) in runs(self.lost.get(&extent).copied().unwrap_or(0)) {
+                    let offset = unit * UNIT_BYTES + u64::from(first) * PAGE_BYTES;
+                    let len = (u64::from(count) * PAGE_BYTES).min(volume.size_bytes.saturating_sub(offset));
+                    match found.last_mut() {
+                        Some(last) if last.volume == id && last.offset + last.len == offset => {
+                            last.len += len
+                        }
+                        _ if len > 0 => found.push(Lost { volume: id, offset, len }),
+                        _ => {}
+                    }
+                }
             }
         }
         found

@@ -57,14 +57,14 @@ impl Store {
         assert!(pieces > 0, "a part is not empty");
         self.part_done(part.tag, Ok(()), 0);
         if !fresh {
-            self.start_fill(extent, Some(slot), None);
+            self.start_fill(extent, Some(slot), (part.volume, part.unit), None);
         }
     }
 
     fn read_miss(&mut self, part: Part, extent: Extent) {
         self.stats.read_misses += 1;
         let volume = self.map.volume(part.volume).expect("the entry was just found in it");
-        let (pin, units) = (volume.pin, volume.units());
+        let (pin, units) = (volume.pin_of(part.unit), volume.units());
         let offset = part.unit * UNIT_BYTES + u64::from(part.start);
         let decision = self.windows.miss(part.volume.0, offset, u64::from(part.len), false);
         let range = match (pin, decision) {
@@ -75,7 +75,7 @@ impl Store {
             (Pin::Hot, Decision::Bypass) => Some(part.unit..part.unit + 1),
         };
         let Some(range) = range else { return self.read_from(part, extent, None) };
-        if !self.start_fill(extent, None, Some(part)) {
+        if !self.start_fill(extent, None, (part.volume, part.unit), Some(part)) {
             self.read_from(part, extent, None);
         }
         self.fill_neighbours(part, range);
@@ -84,9 +84,13 @@ impl Store {
     /// Brings in the cold units of the window around a miss.
     pub(super) fn fill_neighbours(&mut self, part: Part, range: std::ops::Range<u64>) {
         for unit in range.filter(|unit| *unit != part.unit) {
-            let neighbour = self.entry(&Part { unit, ..part }).and_then(|entry| entry.extent());
+            let Some(volume) = self.map.volume(part.volume) else { return };
+            let neighbour = self.map.get(volume, unit).extent();
+            if volume.pin_of(unit) == Pin::Cold {
+                continue;
+            }
             if let Some(extent) = neighbour.filter(|extent| self.hot.find(*extent).is_none()) {
-                self.start_fill(extent, None, None);
+                self.start_fill(extent, None, (part.volume, unit), None);
             }
         }
     }

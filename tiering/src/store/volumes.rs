@@ -1,6 +1,7 @@
 //! Making, forking and deleting volumes, and what is known about them.
 
 use super::Store;
+use crate::checkpoint::leaves_fitting;
 use crate::journal::Record;
 use crate::map::LEAF_ENTRIES;
 use crate::types::*;
@@ -45,6 +46,55 @@ pub enum VolumeError {
     /// The pool takes no changes.
     #[error("the pool is read-only: {0}")]
     ReadOnly(&'static str),
+    /// A clone would map more than its tenant may.
+    #[error("volume {} maps {mapped} bytes, and its tenant {} has {free} left of its quota", id.0, tenant.0)]
+    Quota {
+        /// The volume to be forked.
+        id: VolumeId,
+        /// What it maps.
+        mapped: u64,
+        /// Who would pay.
+        tenant: TenantId,
+        /// What is left.
+        free: u64,
+    },
+    /// Impossible bounds.
+    #[error("a volume cannot have {min} bytes of the hot tier at least and {max} at most")]
+    HotBounds {
+        /// The minimum.
+        min: u64,
+        /// The maximum.
+        max: u64,
+    },
+    /// The hot tier cannot keep that promise.
+    #[error("{wanted} bytes of the hot tier cannot be kept for one volume: {free} are not promised yet")]
+    HotMinimum {
+        /// What was asked for.
+        wanted: u64,
+        /// What could be had.
+        free: u64,
+    },
+    /// A range that is not in the volume.
+    #[error("{len} bytes at {offset} are not inside volume {}, which has {size_bytes}", id.0)]
+    Range {
+        /// The volume.
+        id: VolumeId,
+        /// First byte.
+        offset: u64,
+        /// Bytes.
+        len: u64,
+        /// Its size.
+        size_bytes: u64,
+    },
+    /// Metadata has room for so many.
+    #[error("the volumes of a pool can have {0} pinned ranges together: pin larger ones, or whole volumes")]
+    PinRanges(usize),
+    /// Metadata has room for so many, and nobody is nobody.
+    #[error(
+        "tenant {} cannot have a quota: 0 stands for no tenant, and a pool has {} tenants with one at most",
+        .0.0, crate::checkpoint::TENANTS_MAX
+    )]
+    Tenants(TenantId),
 }
 
 /// A fork that waits for the writes in flight.
@@ -68,6 +118,16 @@ pub struct VolumeInfo {
     pub parent: Option<VolumeId>,
     /// Where the operator wants it.
     pub pin: Pin,
+    /// Parts of it that are pinned otherwise: see [`Store::pin_ranges`].
+    pub pin_ranges: usize,
+    /// What it may use.
+    pub limits: super::Limits,
+    /// Bytes it maps, in whole units, shared with others or not.
+    pub mapped_bytes: u64,
+    /// Bytes of hot slots that its requests filled.
+    pub hot_bytes: u64,
+    /// It is the content of an adopted device.
+    pub adopted: bool,
 }
 
 /// Where a byte of a volume is, and why.
@@ -94,6 +154,8 @@ pub enum Explanation {
         valid: PageMask,
         /// Pages that are only hot.
         dirty: PageMask,
+        /// The volume whose request brought it here.
+        by: VolumeId,
         /// Since when, ns of the store's clock.
         since_ns: u64,
         /// What the policy thinks of it.
@@ -104,7 +166,7 @@ pub enum Explanation {
 }
 
 impl Store {
-    fn changeable(&self) -> Result<(), VolumeError> {
+    pub(super) fn changeable(&self) -> Result<(), VolumeError> {
         match self.read_only {
             Some(why) => Err(VolumeError::ReadOnly(why)),
             None if self.checkpoint.sealed => Err(VolumeError::ReadOnly("the pool is being closed")),
@@ -112,18 +174,31 @@ impl Store {
         }
     }
 
+    /// Leaves that fit the pool's metadata beside its hot slots.
+    pub(super) fn leaves_max(&self) -> u64 {
+        let block = &self.devices[0].block;
+        leaves_fitting(block.area_bytes, self.hot_slots_to_be()).min(block.leaves_max)
+    }
+
+    /// Leaves that are promised to volumes, or not given back yet.
+    pub(super) fn leaves_promised(&self) -> u64 {
+        let source = |fork: &PendingFork| self.map.volume(fork.from).map_or(0, |volume| volume.units());
+        let forks: u64 = self.forks.iter().map(|fork| source(fork).div_ceil(LEAF_ENTRIES)).sum();
+        self.map.leaves_reserved() + self.dying_leaves.len() as u64 + forks
+    }
+
     fn reserve(&self, wanted: u64) -> Result<(), VolumeError> {
-        let total = self.devices[0].block.leaves_max;
-        let free = total.saturating_sub(self.map.leaves_reserved() + self.dying_leaves.len() as u64);
+        let total = self.leaves_max();
+        let free = total.saturating_sub(self.leaves_promised());
         if wanted > free { Err(VolumeError::MetadataFull { wanted, free, total }) } else { Ok(()) }
     }
 
-    fn new_id(&mut self) -> VolumeId {
+    pub(super) fn new_id(&mut self) -> VolumeId {
         self.next_volume += 1;
         VolumeId(self.next_volume - 1)
     }
 
-    fn note(&mut self, record: Record) {
+    pub(super) fn note(&mut self, record: Record) {
         self.record(record);
         self.commit.want_firm = true;
         self.pump();
@@ -164,6 +239,13 @@ impl Store {
     pub fn fork_volume(&mut self, from: VolumeId, writable: bool) -> Result<VolumeId, VolumeError> {
         self.changeable()?;
         let source = self.map.volume(from).ok_or(VolumeError::NoVolume(from))?;
+        let (tenant, mapped) = (source.limits.tenant, source.mapped);
+        let known = self.map.tenant(tenant);
+        let free = known.quota.saturating_sub(known.mapped);
+        if tenant != TenantId::NONE && mapped > free {
+            let (mapped, free) = (mapped * UNIT_BYTES, free * UNIT_BYTES);
+            return Err(VolumeError::Quota { id: from, mapped, tenant, free });
+        }
         self.reserve(source.units().div_ceil(LEAF_ENTRIES))?;
         let to = self.new_id();
         self.forks.push(PendingFork { from, to, writable });
@@ -212,7 +294,9 @@ impl Store {
         if used || self.forks.iter().any(|fork| fork.from == id) {
             return Err(VolumeError::InUse(id));
         }
+        self.unmark_pinned(id);
         self.dying_leaves.extend(self.map.delete(id).into_iter().flatten());
+        self.mark_pinned();
         self.writes_in_flight.remove(&id);
         self.unshared_lsn = self.commit.last_lsn() + 1;
         self.note(Record::Delete { id });
@@ -234,21 +318,6 @@ impl Store {
         }
     }
 
-    /// Pins a volume. Data that is elsewhere moves when it is next used.
-    pub fn pin_volume(&mut self, id: VolumeId, pin: Pin) -> Result<(), VolumeError> {
-        self.changeable()?;
-        self.map.volume(id).ok_or(VolumeError::NoVolume(id))?;
-        self.map.set_pin(id, pin);
-        let volume = self.map.volume(id).expect("it was there a line ago");
-        let slots: Vec<u32> =
-            self.map.extents_of(volume).filter_map(|extent| self.hot.find(extent)).collect();
-        for slot in slots {
-            self.hot.slot_mut(slot).pinned = pin == Pin::Hot;
-        }
-        self.note(Record::SetPin { id, pin });
-        Ok(())
-    }
-
     /// Everything recorded so far survives a crash.
     pub fn settled(&self) -> bool {
         self.commit.firm_lsn == self.commit.last_lsn() && self.forks.is_empty()
@@ -256,12 +325,18 @@ impl Store {
 
     /// All volumes.
     pub fn volumes(&self) -> impl Iterator<Item = VolumeInfo> {
-        self.map.volumes().map(|(id, volume)| VolumeInfo {
+        let unseen = self.unseen();
+        self.map.volumes().filter(move |(id, _)| Some(*id) != unseen).map(|(id, volume)| VolumeInfo {
             id,
             size_bytes: volume.size_bytes,
             writable: volume.writable,
             parent: volume.parent,
             pin: volume.pin,
+            pin_ranges: volume.ranges.len(),
+            limits: super::Limits::from_units(volume.limits),
+            mapped_bytes: volume.mapped * UNIT_BYTES,
+            hot_bytes: u64::from(self.hot.held_by(id)) * UNIT_BYTES,
+            adopted: volume.home.is_some(),
         })
     }
 
@@ -277,6 +352,11 @@ impl Store {
         (self.allocator.free(), self.allocator.slots())
     }
 
+    /// Parts of writes that wait for space: more than zero is an alert.
+    pub fn waiting_for_space(&self) -> usize {
+        self.room_waiters.len()
+    }
+
     /// Free hot slots, and all of them.
     pub fn hot_slots(&self) -> (u32, u32) {
         (self.hot.free(), self.hot.slots())
@@ -289,8 +369,12 @@ impl Store {
             return Ok(Explanation::Unmapped);
         };
         let Some(slot) = self.hot.find(extent) else {
-            let moves_when = match volume.pin {
+            let full = self.hot.held_by(id) >= volume.limits.hot_max;
+            let moves_when = match volume.pin_of(offset / UNIT_BYTES) {
                 Pin::Cold => "never: the volume is pinned cold",
+                _ if full => {
+                    "it is next used and the volume, at its maximum of hot bytes, has given up another"
+                }
                 Pin::Hot => "it is next read or written",
                 Pin::Auto => "it is next written, or read outside a long stream, within the migration limit",
             };
@@ -300,12 +384,16 @@ impl Store {
         let state = self.hot.slot(slot);
         let moves_when = match (state.pinned, state.dirty != 0) {
             (true, _) => "never: it is pinned hot",
+            _ if self.keeps_minimum(state.volume()) => {
+                "never: its volume has its minimum of hot bytes, not more"
+            }
             (false, true) => "the policy needs its slot: written back, then demoted",
             (false, false) => "the policy needs its slot: demoted without a write",
         };
         Ok(Explanation::Hot {
             extent,
             slot,
+            by: state.volume(),
             valid: state.valid,
             dirty: state.dirty,
             since_ns: state.since_ns,

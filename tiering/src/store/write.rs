@@ -55,7 +55,14 @@ impl Store {
 
     /// A unit nobody wrote before.
     fn write_fresh(&mut self, part: Part) {
-        let Some(extent) = self.allocate(&part) else { return self.wait_for_room(part) };
+        if !self.map.promise(part.volume) {
+            self.stats.quota_refusals += 1;
+            return self.part_done(part.tag, Err(RequestError::Quota), 0);
+        }
+        let Some(extent) = self.allocate(&part) else {
+            self.map.end_promise(part.volume);
+            return self.wait_for_room(part);
+        };
         self.lock(&part);
         match self.hot_slot_for(&part, extent, true) {
             Some(slot) => self.hot_write(part, extent, slot, true),
@@ -85,6 +92,7 @@ impl Store {
         let part = job.part.expect("a guest write has a part");
         if job.failed {
             self.freed_cold.push((self.commit.last_lsn(), job.extent));
+            self.map.end_promise(part.volume);
             self.part_done(part.tag, Err(RequestError::Io), 0);
         } else {
             let lsn = self.publish(&part, job.extent);
@@ -97,6 +105,9 @@ impl Store {
     pub(super) fn publish(&mut self, part: &Part, extent: Extent) -> u64 {
         let entry = Entry::new(extent, self.map.epoch);
         let shared = self.entry(part).and_then(|old| old.extent()).is_some();
+        if !shared {
+            self.map.end_promise(part.volume);
+        }
         let freed = self.map.set(part.volume, part.unit, entry);
         let lsn = self.record(Record::Map { volume: part.volume, unit: part.unit, entry });
         self.unwritten.insert(extent, lsn);
@@ -136,7 +147,7 @@ impl Store {
             self.windows.miss(part.volume.0, offset, u64::from(part.len), true)
         {
             if pages_touched(part.start, part.len) != ALL_PAGES && self.hot.find(extent) == Some(slot) {
-                self.start_fill(extent, Some(slot), None);
+                self.start_fill(extent, Some(slot), (part.volume, part.unit), None);
             }
             self.fill_neighbours(part, start / UNIT_BYTES..end.div_ceil(UNIT_BYTES).min(units));
         }
@@ -155,7 +166,7 @@ impl Store {
             if part.fill_failed {
                 return self.part_done(part.tag, Err(RequestError::Io), 0);
             }
-            if state.fill_running || self.start_fill(extent, Some(slot), None) {
+            if state.fill_running || self.start_fill(extent, Some(slot), (part.volume, part.unit), None) {
                 self.slot_waiters.entry(slot).or_default().push(part);
             } else {
                 self.scratch_waiters.push_back(part);
@@ -240,6 +251,7 @@ impl Store {
             if job.failed {
                 self.detach(slot, false);
                 self.freed_cold.push((self.commit.last_lsn(), job.extent));
+                self.map.end_promise(part.volume);
             } else {
                 lsn = self.publish(&part, job.extent);
             }
@@ -286,19 +298,18 @@ impl Store {
 
     /// A hot slot for a unit that is written and has none, if there is one to be had.
     pub(super) fn hot_slot_for(&mut self, part: &Part, extent: Extent, fresh: bool) -> Option<u32> {
-        let pin = self.map.volume(part.volume)?.pin;
-        if pin == Pin::Cold {
+        if self.map.volume(part.volume)?.pin_of(part.unit) == Pin::Cold {
             return None;
         }
-        let slot = self.hot.attach(extent, fresh, self.now_ns)?;
-        self.hot.slot_mut(slot).pinned = pin == Pin::Hot;
-        self.policy.insert(slot, extent);
-        self.room_wanted = true;
-        Some(slot)
+        self.attach(extent, fresh, (part.volume, part.unit))
     }
 
     /// A cold slot, next to the one of the unit before if possible.
     pub(super) fn allocate(&mut self, part: &Part) -> Option<Extent> {
+        let home = self.map.volume(part.volume).and_then(|volume| volume.home);
+        if let Some(home) = home.filter(|home| self.allocator.allocate_home(*home, part.unit)) {
+            return Some(home + part.unit);
+        }
         let before = part.unit.checked_sub(1).and_then(|unit| self.entry(&Part { unit, ..*part }));
         let near = match before.and_then(|entry| entry.extent()) {
             Some(extent) => extent + 1,

@@ -5,14 +5,14 @@ use crate::world::{self, World};
 use simkit::SimDisk;
 use tiering::{Explanation, Lost, OpenError, Request, RequestError, RequestKind, UNIT_BYTES, VolumeId};
 
-fn fresh() -> World {
+pub fn fresh() -> World {
     let mut disks = world::used_disks(1);
     world::format(&mut disks);
     World::new(disks, 1, 1, None).expect("a new pool opens")
 }
 
 /// One request, driven to its end; `None` if it waits for something that does not come.
-fn request(
+pub fn request(
     world: &mut World,
     kind: RequestKind,
     id: VolumeId,
@@ -30,7 +30,7 @@ fn request(
     result
 }
 
-fn first_sector(world: &mut World, id: VolumeId, unit: u64) -> Result<u64, String> {
+pub fn first_sector(world: &mut World, id: VolumeId, unit: u64) -> Result<u64, String> {
     Ok(world.read_volume(id, (unit + 1) * UNIT_SECTORS)?[(unit * UNIT_SECTORS) as usize])
 }
 
@@ -74,12 +74,15 @@ fn a_lost_hot_tier_with_dirty_data_needs_degraded_and_names_what_is_gone() {
     let mut disks = world.disks.clone();
     disks.0[0].faults().gone = true;
     let refused = world::open(&mut disks.clone(), 2).map(|_| ()).unwrap_err();
-    assert_eq!(refused, OpenError::HotMissing { units: dirty as usize });
     let mut cold = World::with(disks, 2, 1, None, true).expect("degraded opens");
     let lost: Vec<Lost> = cold.store.lost();
-    assert_eq!(lost.len(), dirty as usize);
+    assert_eq!(lost.iter().map(|lost| lost.len).sum::<u64>(), u64::from(dirty) * UNIT_BYTES);
+    assert_eq!(refused, OpenError::HotMissing { units: dirty as usize, lost: lost.clone() });
+    let first = format!("volume {} bytes {}..{}", id.0, lost[0].offset, lost[0].offset + lost[0].len);
+    assert!(refused.to_string().contains(&first), "{refused} does not name {first}");
     for unit in 0..4 {
-        let gone = lost.iter().any(|lost| lost.volume == id && lost.offset == unit * UNIT_BYTES);
+        let there = |lost: &Lost| (lost.offset..lost.offset + lost.len).contains(&(unit * UNIT_BYTES));
+        let gone = lost.iter().any(|lost| lost.volume == id && there(lost));
         let read = request(&mut cold, RequestKind::Read, id, unit, 0);
         assert_eq!(read, Some(Err(RequestError::Range)), "nothing to read is an error of its own");
         cold.buffers[1] = vec![0; 512];
@@ -120,7 +123,7 @@ fn a_damaged_checkpoint_is_read_from_the_other_tier() {
     let (world, id) = closed_pool(false);
     let mut disks = world.disks.clone();
     // Both areas of the hot disk lie between its journal and its slots.
-    disks.0[0].write(8192 + 64 * 4096, &vec![0x55; 300 << 10]).unwrap();
+    disks.0[0].write(8192 + 64 * 4096, &vec![0x55; 384 << 10]).unwrap();
     let mut again = World::new(disks, 2, 1, None).expect("the cold tier has the same checkpoint");
     for unit in 0..4 {
         assert_eq!(first_sector(&mut again, id, unit), Ok(100 * (unit + 1)));

@@ -5,6 +5,7 @@
 //! a million states; a failure prints the seed that shows it.
 
 mod faults;
+mod hand;
 mod model;
 mod run;
 mod world;
@@ -74,7 +75,7 @@ fn long_runs_survive_every_cut() {
     }
     println!("long runs: {tally} in {:.1} s", begin.elapsed().as_secs_f64());
     assert!(tally.distinct() as u64 >= states_wanted());
-    assert!(tally.covered(), "the runs did not reach what they are for: {tally:?}");
+    assert!(tally.covered(), "the runs did not reach what they are for: {tally}");
 }
 
 #[test]

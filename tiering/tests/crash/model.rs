@@ -9,16 +9,32 @@ use tiering::{UNIT_BYTES, VolumeId};
 /// Sectors in a unit.
 pub const UNIT_SECTORS: u64 = UNIT_BYTES / 512;
 
+/// How a write ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    NotYet,
+    Acknowledged,
+    /// It failed: this sector may have been written before the failure.
+    Refused,
+}
+
 /// Versions of one sector, oldest first.
 #[derive(Debug, Clone, Default)]
 struct Sector {
-    /// (number of the write, acknowledged). The first is the floor.
-    versions: Vec<(u64, bool)>,
+    /// (number of the write, how it ended). The first is the floor.
+    versions: Vec<(u64, End)>,
 }
 
 impl Sector {
     fn newest_acknowledged(&self) -> usize {
-        self.versions.iter().rposition(|(_, acknowledged)| *acknowledged).unwrap_or(0)
+        self.versions.iter().rposition(|(_, end)| *end == End::Acknowledged).unwrap_or(0)
+    }
+
+    /// What a read may give now: the newest acknowledged, and what was refused after it.
+    fn current(&self) -> Vec<(u64, End)> {
+        let newest = self.newest_acknowledged();
+        let after = self.versions[newest + 1..].iter().filter(|(_, end)| *end == End::Refused);
+        std::iter::once(&self.versions[newest]).chain(after).copied().collect()
     }
 }
 
@@ -52,16 +68,22 @@ pub enum Crash {
 
 impl Model {
     pub fn create(&mut self, id: VolumeId, units: u64, writable: bool) {
-        let sectors = vec![Sector { versions: vec![(0, true)] }; (units * UNIT_SECTORS) as usize];
+        let sectors =
+            vec![Sector { versions: vec![(0, End::Acknowledged)] }; (units * UNIT_SECTORS) as usize];
         self.volumes.insert(id, VolumeModel { sectors, settled: false, dying: false, writable });
+    }
+
+    /// An adopted volume holds these from the beginning, and its making survives a crash.
+    pub fn adopt(&mut self, id: VolumeId, numbers: std::ops::Range<u64>) {
+        let sectors = numbers.map(|number| Sector { versions: vec![(number, End::Acknowledged)] }).collect();
+        self.volumes.insert(id, VolumeModel { sectors, settled: true, dying: false, writable: true });
     }
 
     /// `to` has what `from` had last.
     pub fn fork(&mut self, from: VolumeId, to: VolumeId, writable: bool) {
         let mut copy = self.volumes[&from].clone();
         for sector in &mut copy.sectors {
-            let newest = sector.versions[sector.newest_acknowledged()];
-            sector.versions = vec![newest];
+            sector.versions = sector.current();
         }
         (copy.settled, copy.writable, copy.dying) = (false, writable, false);
         self.volumes.insert(to, copy);
@@ -71,7 +93,7 @@ impl Model {
     pub fn begin(&mut self, id: VolumeId, first: u64, count: u64, number: u64, zero: bool) {
         let volume = self.volumes.get_mut(&id).expect("writes go to volumes that are there");
         for (at, sector) in volume.sectors[first as usize..(first + count) as usize].iter_mut().enumerate() {
-            sector.versions.push((if zero { 0 } else { number + at as u64 }, false));
+            sector.versions.push((if zero { 0 } else { number + at as u64 }, End::NotYet));
         }
     }
 
@@ -79,7 +101,16 @@ impl Model {
     pub fn acknowledge(&mut self, id: VolumeId, first: u64, count: u64) {
         if let Some(volume) = self.volumes.get_mut(&id) {
             for sector in &mut volume.sectors[first as usize..(first + count) as usize] {
-                sector.versions.last_mut().expect("it was begun").1 = true;
+                sector.versions.last_mut().expect("it was begun").1 = End::Acknowledged;
+            }
+        }
+    }
+
+    /// The write that is newest in these sectors failed: what it wrote may be there or not.
+    pub fn refuse(&mut self, id: VolumeId, first: u64, count: u64) {
+        if let Some(volume) = self.volumes.get_mut(&id) {
+            for sector in &mut volume.sectors[first as usize..(first + count) as usize] {
+                sector.versions.last_mut().expect("it was begun").1 = End::Refused;
             }
         }
     }
@@ -110,10 +141,10 @@ impl Model {
         }
     }
 
-    /// What a read of this sector must give while nothing crashes.
-    pub fn current(&self, id: VolumeId, sector: u64) -> u64 {
+    /// What a read of this sector may give while nothing crashes: one number, unless a write to it failed.
+    pub fn current(&self, id: VolumeId, sector: u64) -> Vec<u64> {
         let sector = &self.volumes[&id].sectors[sector as usize];
-        sector.versions[sector.newest_acknowledged()].0
+        sector.current().into_iter().map(|(number, _)| number).collect()
     }
 
     /// Whether the sector may read as `number` after a crash.
@@ -150,7 +181,9 @@ pub fn self_test() {
     assert!(model.allows(id, 0, 0, Crash::Power).is_err(), "flushed: older is wrong");
     assert!(model.allows(id, 0, 10, Crash::Power).is_ok() && model.allows(id, 0, 20, Crash::Power).is_ok());
     assert!(model.allows(id, 0, 77, Crash::Power).is_err(), "a stranger");
-    assert_eq!(model.current(id, 0), 10);
+    assert_eq!(model.current(id, 0), [10]);
     model.fork(id, VolumeId(2), false);
     assert!(model.allows(VolumeId(2), 0, 20, Crash::Power).is_err(), "a fork has what was acknowledged");
+    model.refuse(id, 0, 1);
+    assert_eq!(model.current(id, 0), [10, 20], "a write that failed may be there");
 }

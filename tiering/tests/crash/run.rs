@@ -2,11 +2,11 @@
 //! leave them, opened, and held against the model.
 
 use crate::model::{Crash, Model, Promise, UNIT_SECTORS};
-use crate::world::{self, Op, TAGS, World};
+use crate::world::{self, ADOPTED, ADOPTED_SECTORS, Op, TAGS, World};
 use simkit::{CutMode, Image, SimDisk};
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
-use tiering::{Done, Request, RequestError, RequestKind, Rule, UNIT_BYTES, VolumeId};
+use tiering::{Done, Limits, Pin, Request, RequestError, RequestKind, Rule, TenantId, UNIT_BYTES, VolumeId};
 
 const UNITS: u64 = 5;
 
@@ -35,6 +35,9 @@ pub struct Tally {
     aborted: u64,
     checkpoints: u64,
     full_waits: u64,
+    growths: u64,
+    adoptions: u64,
+    quota_refusals: u64,
 }
 
 impl Tally {
@@ -50,6 +53,9 @@ impl Tally {
             self.aborted,
             self.checkpoints,
             self.full_waits,
+            self.growths,
+            self.adoptions,
+            self.quota_refusals,
         ];
         all.iter().all(|count| *count > 0)
     }
@@ -59,7 +65,7 @@ impl fmt::Display for Tally {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             out,
-            "{} crash states, {} distinct; {} promotions, {} demotions, {} write-backs, {} moves given up, {} checkpoints, {} waits for space",
+            "{} crash states, {} distinct; {} promotions, {} demotions, {} write-backs, {} moves given up, {} checkpoints, {} waits for space, {} growths, {} adoptions, {} writes over quota",
             self.states,
             self.seen.len(),
             self.promotions,
@@ -67,7 +73,10 @@ impl fmt::Display for Tally {
             self.write_backs,
             self.aborted,
             self.checkpoints,
-            self.full_waits
+            self.full_waits,
+            self.growths,
+            self.adoptions,
+            self.quota_refusals
         )
     }
 }
@@ -92,6 +101,10 @@ pub struct Run {
     log: Vec<String>,
     problem: Option<String>,
     flushes_may_fail: bool,
+    /// Volumes that had a quota once: their writes may be refused.
+    limited: bool,
+    growths: u64,
+    adoptions: u64,
 }
 
 impl Run {
@@ -110,6 +123,9 @@ impl Run {
             log: Vec::new(),
             problem: None,
             flushes_may_fail: false,
+            limited: false,
+            growths: 0,
+            adoptions: 0,
         }
     }
 
@@ -139,7 +155,7 @@ impl Run {
     pub fn long(mut self, ops: u32, tally: &mut Tally) -> Result<(), Finding> {
         let id = self.world.store.create_volume(UNITS * UNIT_BYTES).expect("there is room");
         self.model.create(id, UNITS, true);
-        const MIX: [Op; 28] = [
+        const MIX: [Op; 33] = [
             Op::Write,
             Op::Write,
             Op::Write,
@@ -168,9 +184,18 @@ impl Run {
             Op::Read,
             Op::Checkpoint,
             Op::Create,
+            Op::Grow,
+            Op::Adopt,
+            Op::Pin,
+            Op::Limit,
+            Op::Limit,
         ];
         for _ in 0..ops {
             let op = MIX[self.world.rng.below(MIX.len() as u64) as usize];
+            // A pool that grows is never full: every second one stays as it is.
+            if self.seed.is_multiple_of(2) && matches!(op, Op::Grow | Op::Adopt) {
+                continue;
+            }
             self.apply(op);
             let steps = self.world.rng.below(10);
             self.steps(steps, 4, tally)?;
@@ -187,15 +212,18 @@ impl Run {
         tally.aborted += stats.moves_aborted;
         tally.checkpoints += stats.checkpoints;
         tally.full_waits += stats.full_waits;
+        tally.growths += self.growths;
+        tally.adoptions += self.adoptions;
+        tally.quota_refusals += stats.quota_refusals;
         let volumes: Vec<VolumeId> = self.model.volumes.keys().copied().collect();
         for id in volumes {
             let sectors = self.model.sectors(id);
             let numbers = self.world.read_volume(id, sectors).map_err(|what| self.finding(what))?;
             for (sector, number) in numbers.into_iter().enumerate() {
                 let expected = self.model.current(id, sector as u64);
-                if number != expected {
+                if !expected.contains(&number) {
                     let what =
-                        format!("volume {} sector {sector} reads {number:#x}, not {expected:#x}", id.0);
+                        format!("volume {} sector {sector} reads {number:#x}, not {expected:x?}", id.0);
                     return Err(self.finding(what));
                 }
             }
@@ -280,6 +308,20 @@ impl Run {
                 volume.settled = true;
             }
         }
+        while let Some(grown) = self.world.store.next_grown() {
+            match grown {
+                Ok(grown) => {
+                    self.growths += 1;
+                    if let Some(id) = grown.volume {
+                        self.adoptions += 1;
+                        self.log.push(format!("adopted as {}", id.0));
+                        self.model.adopt(id, ADOPTED..ADOPTED + ADOPTED_SECTORS);
+                    }
+                }
+                Err(error) if !self.flushes_may_fail => self.problem = Some(error.to_string()),
+                Err(_) => {}
+            }
+        }
         // A fork that is made but not yet firm is known to the model from here on.
         let made: Vec<_> = self.world.store.volumes().collect();
         for info in made {
@@ -323,6 +365,10 @@ impl Run {
                 }
             }
             (_, Err(RequestError::ReadOnly | RequestError::Io)) if self.flushes_may_fail => {}
+            // Parts of it may have been written: each sector may hold the old or the new, from now on.
+            (InFlight::Write { volume, first, count }, Err(RequestError::Quota)) if self.limited => {
+                self.model.refuse(volume, first, count);
+            }
             (_, Err(error)) => self.problem = Some(format!("request {} failed: {error}", done.tag)),
         }
     }
@@ -394,11 +440,12 @@ impl Run {
     }
 
     fn apply(&mut self, op: Op) {
-        let unit = self.world.rng.below(UNITS);
         let Some(id) = self.some_volume(matches!(op, Op::Write | Op::Overwrite | Op::Discard | Op::Zero))
         else {
             return;
         };
+        let sectors = self.model.sectors(id);
+        let unit = self.world.rng.below(sectors / UNIT_SECTORS);
         let first = unit * UNIT_SECTORS;
         match op {
             Op::Write => {
@@ -406,14 +453,22 @@ impl Run {
                 let (grain, most) = if self.world.rng.chance(1, 3) { (1, 20) } else { (8, 5) };
                 let at = first + self.world.rng.below(UNIT_SECTORS / grain) * grain;
                 let count = (1 + self.world.rng.below(most)) * grain;
-                self.write(id, at, count.min(UNITS * UNIT_SECTORS - at));
+                self.write(id, at, count.min(sectors - at));
             }
             Op::Overwrite => self.write(id, self.seed % 2 * UNIT_SECTORS + 8, 8),
+            Op::Grow => self.log.extend(self.world.grow().map(|what| format!("grow: {what}"))),
+            Op::Adopt => {
+                if self.world.adopt() {
+                    self.log.push("adopt".to_owned());
+                }
+            }
+            Op::Pin => self.pin(id),
+            Op::Limit => self.limit(id),
             Op::Flush => self.flush(id),
             Op::Discard => self.zero(RequestKind::Discard, id, first, UNIT_SECTORS),
             Op::Zero => {
                 let count = 1 + self.world.rng.below(UNIT_SECTORS + 40);
-                self.zero(RequestKind::WriteZeroes, id, first, count.min(UNITS * UNIT_SECTORS - first));
+                self.zero(RequestKind::WriteZeroes, id, first, count.min(sectors - first));
             }
             Op::Snapshot | Op::Clone => {
                 if let Ok(to) = self.world.store.fork_volume(id, op == Op::Clone) {
@@ -436,7 +491,7 @@ impl Run {
             }
             Op::Read => {
                 let (at, count) = (first + self.world.rng.below(UNIT_SECTORS - 8), 8);
-                let allowed = (at..at + count).map(|sector| vec![self.model.current(id, sector)]).collect();
+                let allowed = (at..at + count).map(|sector| self.model.current(id, sector)).collect();
                 self.request(
                     RequestKind::Read,
                     id,
@@ -455,9 +510,36 @@ impl Run {
         }
     }
 
+    fn pin(&mut self, id: VolumeId) {
+        let pin = [Pin::Hot, Pin::Cold, Pin::Auto][self.world.rng.below(3) as usize];
+        let (first, count) = (self.world.rng.below(UNIT_SECTORS), 1 + self.world.rng.below(UNIT_SECTORS / 2));
+        let done = match self.world.rng.below(2) {
+            0 => self.world.store.pin_volume(id, pin),
+            _ => self.world.store.pin_range(id, first * 512, count * 512, pin),
+        };
+        done.expect("pins are taken");
+    }
+
+    fn limit(&mut self, id: VolumeId) {
+        let units = |rng: &mut simkit::Rng| rng.below(7) * UNIT_BYTES;
+        let rng = &mut self.world.rng;
+        let some = rng.chance(1, 2);
+        let limits = Limits {
+            quota_bytes: some.then(|| units(rng)),
+            hot_min_bytes: 0,
+            hot_max_bytes: rng.chance(1, 2).then(|| units(rng)),
+            tenant: rng.chance(1, 2).then_some(TenantId(1)),
+        };
+        let tenant_quota = rng.chance(1, 2).then(|| 3 * units(rng));
+        self.limited = true;
+        self.world.store.set_limits(id, limits).expect("limits are taken");
+        self.world.store.set_tenant_quota(TenantId(1), tenant_quota).expect("a quota is taken");
+    }
+
     /// A crash now, in a few of the ways it could go.
     fn crash(&mut self, tally: &mut Tally) -> Result<(), Finding> {
-        let [hot, cold] = [0, 1].map(|at| self.world.disks.0[at].unstable_writes() as u64);
+        let unstable: Vec<u64> =
+            self.world.disks.0.iter().map(|disk| disk.unstable_writes() as u64).collect();
         let mut mode = |unstable: u64| match self.world.rng.below(8) {
             0 => CutMode::Nothing,
             1 => CutMode::Everything,
@@ -465,9 +547,9 @@ impl Run {
             3..=5 => CutMode::Subset(self.world.rng.next_u64()),
             _ => CutMode::Torn(self.world.rng.next_u64()),
         };
-        let modes = [mode(hot), mode(cold)];
+        let modes: Vec<CutMode> = unstable.into_iter().map(&mut mode).collect();
         let power = self.world.rng.chance(3, 4);
-        let images = self.world.crashed(power, modes);
+        let images = self.world.crashed(power, &modes);
         // Drawn for every state, so that a run does not depend on what other runs have seen.
         let (deep, seed) = (self.world.rng.chance(1, 3), self.world.rng.next_u64());
         tally.states += 1;
@@ -479,11 +561,14 @@ impl Run {
         result.map_err(|what| self.finding(format!("after a cut ({crash:?}, {modes:?}): {what}")))
     }
 
-    fn examine(&mut self, images: [Image; 2], crash: Crash, deep: bool, seed: u64) -> Result<(), String> {
+    fn examine(&mut self, images: Vec<Image>, crash: Crash, deep: bool, seed: u64) -> Result<(), String> {
         let boot = self.world.boot + u128::from(crash == Crash::Power);
-        let disks = world::Disks(images.map(|image| SimDisk::from_image(image, self.seed)));
+        let disks = images.into_iter().map(|image| SimDisk::from_image(image, self.seed));
+        let disks = world::Disks(disks.collect());
         let mut after = World::new(disks, boot, seed, self.broken).map_err(|error| error.to_string())?;
         let present: Vec<VolumeId> = after.store.volumes().map(|info| info.id).collect();
+        let adopted: Vec<VolumeId> =
+            after.store.volumes().filter(|info| info.adopted).map(|info| info.id).collect();
         for (id, volume) in &self.model.volumes {
             if volume.settled && !volume.dying && !present.contains(id) {
                 return Err(format!("volume {} is gone", id.0));
@@ -494,6 +579,15 @@ impl Run {
             if !self.model.volumes.contains_key(&id) {
                 if self.forks.contains_key(&id) {
                     continue;
+                }
+                if adopted.contains(&id) && self.world.store.is_growing() {
+                    // All of the growth or nothing: here it is all.
+                    let numbers = after.read_volume(id, ADOPTED_SECTORS)?;
+                    if numbers.iter().copied().eq(ADOPTED..ADOPTED + ADOPTED_SECTORS) {
+                        found.insert(id, numbers);
+                        continue;
+                    }
+                    return Err(format!("adopted volume {} is not what was adopted: {numbers:x?}", id.0));
                 }
                 return Err(format!("volume {} came back", id.0));
             }
@@ -548,10 +642,10 @@ fn stays(mut after: World, found: Found, seed: u64) -> Result<(), String> {
         }
     }
     let again = after.boot + 1;
-    let torn = [CutMode::Torn(seed), CutMode::Torn(seed + 1)];
-    let images = after.crashed(true, torn);
+    let torn: Vec<CutMode> = (seed..).take(after.disks.0.len()).map(CutMode::Torn).collect();
+    let images = after.crashed(true, &torn);
     check_exactly(&mut after, &found, "after moves")?;
-    let disks = world::Disks(images.map(|image| SimDisk::from_image(image, seed)));
+    let disks = world::Disks(images.into_iter().map(|image| SimDisk::from_image(image, seed)).collect());
     let mut second =
         World::new(disks, again, seed, None).map_err(|error| format!("second opening: {error}"))?;
     check_exactly(&mut second, &found, "after a second crash")
@@ -570,7 +664,7 @@ fn check_exactly(world: &mut World, found: &Found, when: &str) -> Result<(), Str
     Ok(())
 }
 
-fn fingerprint(images: &[Image; 2]) -> u64 {
+fn fingerprint(images: &[Image]) -> u64 {
     let mut hash = 0u64;
     for image in images {
         hash = hash.rotate_left(17) ^ image.fingerprint();

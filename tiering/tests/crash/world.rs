@@ -2,8 +2,8 @@
 
 use simkit::{CutMode, DiskFault, Image, Operation, Rng, SimDisk, Ticket};
 use tiering::{
-    Action, ActionKind, BlockingIo, Buffer, DeviceId, DeviceSpec, Done, FormatSpec, IoError, OpenError,
-    OpenOptions, Request, RequestKind, Rule, Store, Tier, Tuning, UNIT_BYTES, VolumeId,
+    Action, ActionKind, BlockingIo, Buffer, DeviceId, DeviceSpec, Done, FormatSpec, GrowError, Growth,
+    IoError, OpenError, OpenOptions, Request, RequestKind, Rule, Store, Tier, Tuning, UNIT_BYTES, VolumeId,
 };
 use uuid::Uuid;
 
@@ -24,6 +24,10 @@ pub enum Op {
     Read,
     Checkpoint,
     Create,
+    Grow,
+    Adopt,
+    Pin,
+    Limit,
 }
 
 impl Op {
@@ -43,14 +47,18 @@ impl Op {
 }
 
 /// Hot slots and cold slots are few, so that they are used again and again.
-const HOT_BYTES: u64 = 15 * UNIT_BYTES;
-const COLD_BYTES: u64 = 22 * UNIT_BYTES;
+const HOT_BYTES: u64 = 17 * UNIT_BYTES;
+const COLD_BYTES: u64 = 24 * UNIT_BYTES;
+/// Sectors of an adopted device's volume: its last unit is half there.
+pub const ADOPTED_SECTORS: u64 = UNIT_BYTES / 512 * 3 / 2;
+/// Sector `n` of an adopted device says that it is from write `ADOPTED + n`.
+pub const ADOPTED: u64 = 0xad0_0000;
 pub const TAGS: u32 = 16;
 const SCRATCH: u32 = 6;
 
-/// Both disks.
+/// The pool's disks: one hot, one cold, and those that joined.
 #[derive(Debug, Clone)]
-pub struct Disks(pub [SimDisk; 2]);
+pub struct Disks(pub Vec<SimDisk>);
 
 impl BlockingIo for Disks {
     fn present(&self, device: DeviceId) -> bool {
@@ -69,11 +77,22 @@ impl BlockingIo for Disks {
 
 /// Disks full of somebody else's old data.
 pub fn used_disks(seed: u64) -> Disks {
-    Disks([HOT_BYTES, COLD_BYTES].map(|bytes| {
-        let mut image = Image::new(bytes);
-        image.write(0, &vec![0xee; bytes as usize]);
-        SimDisk::from_image(image, seed)
-    }))
+    Disks([HOT_BYTES, COLD_BYTES].iter().map(|bytes| used_disk(*bytes, seed)).collect())
+}
+
+pub fn used_disk(bytes: u64, seed: u64) -> SimDisk {
+    let mut image = Image::new(bytes);
+    image.write(0, &vec![0xee; bytes as usize]);
+    SimDisk::from_image(image, seed)
+}
+
+/// A disk as it is adopted: numbered sectors, and room for superblocks behind them.
+pub fn adoptable_disk(seed: u64) -> SimDisk {
+    let mut disk = used_disk(tiering::adopted_device_bytes(ADOPTED_SECTORS * 512), seed);
+    let bytes: Vec<u8> = (0..ADOPTED_SECTORS).flat_map(|at| sector_of(ADOPTED + at)).collect();
+    disk.write(0, &bytes).expect("it has that size");
+    disk.flush().expect("it works");
+    disk
 }
 
 pub fn format(disks: &mut Disks) {
@@ -145,13 +164,59 @@ impl World {
     }
 
     /// The disks as they would be found after a crash now.
-    pub fn crashed(&self, power: bool, modes: [CutMode; 2]) -> [Image; 2] {
-        let [hot, cold] = &self.disks.0;
-        if power {
-            [hot.cut(modes[0]), cold.cut(modes[1])]
-        } else {
-            [hot.killed(modes[0]), cold.killed(modes[1])]
+    pub fn crashed(&self, power: bool, modes: &[CutMode]) -> Vec<Image> {
+        let both = self.disks.0.iter().zip(modes);
+        both.map(|(disk, mode)| if power { disk.cut(*mode) } else { disk.killed(*mode) }).collect()
+    }
+
+    /// Begins to grow the pool in one of the ways there are. What it was.
+    pub fn grow(&mut self) -> Option<&'static str> {
+        let count = self.disks.0.len();
+        let kind = self.rng.below(4);
+        let seed = self.rng.next_u64();
+        if self.store.is_growing() || (count > 4 && kind > 1) {
+            return None;
         }
+        let tier = if kind == 2 { Tier::Hot } else { Tier::Cold };
+        let growth = match kind {
+            0 | 1 => {
+                let device = self.rng.below(count as u64) as usize;
+                self.disks.0[device].grow(UNIT_BYTES * (1 + seed % 2));
+                let size_bytes = self.disks.0[device].size();
+                Growth::Larger { device: DeviceId(device as u8), size_bytes }
+            }
+            _ => {
+                let size_bytes = UNIT_BYTES * (2 + seed % 3);
+                self.disks.0.push(used_disk(size_bytes, seed));
+                let uuid = Uuid::from_u128(20 + count as u128);
+                Growth::Add(DeviceSpec { uuid, tier, size_bytes })
+            }
+        };
+        if let Err(error) = self.store.grow(growth) {
+            assert!(matches!(error, GrowError::Adopted(_) | GrowError::Metadata { .. }), "{error}");
+            self.disks.0.truncate(count);
+            return None;
+        }
+        Some(["larger", "larger", "a hot device", "a cold device"][kind as usize])
+    }
+
+    /// Begins to adopt a disk.
+    pub fn adopt(&mut self) -> bool {
+        let count = self.disks.0.len();
+        if self.store.is_growing() || count > 4 {
+            return false;
+        }
+        let disk = adoptable_disk(self.rng.next_u64());
+        let size_bytes = disk.size();
+        self.disks.0.push(disk);
+        let uuid = Uuid::from_u128(20 + count as u128);
+        let adopt = Growth::Adopt { uuid, data_bytes: ADOPTED_SECTORS * 512, size_bytes };
+        if let Err(error) = self.store.grow(adopt) {
+            assert!(matches!(error, GrowError::Metadata { .. }), "{error}");
+            self.disks.0.truncate(count);
+            return false;
+        }
+        true
     }
 
     pub fn submit(&mut self, request: Request) -> bool {
@@ -238,8 +303,8 @@ impl World {
     /// Reads a whole volume, in one request a unit; the numbers found in its sectors.
     pub fn read_volume(&mut self, id: VolumeId, sectors: u64) -> Result<Vec<u64>, String> {
         let mut numbers = Vec::new();
-        for unit in 0..sectors * 512 / UNIT_BYTES {
-            let len = UNIT_BYTES as u32;
+        for unit in 0..(sectors * 512).div_ceil(UNIT_BYTES) {
+            let len = (sectors * 512 - unit * UNIT_BYTES).min(UNIT_BYTES) as u32;
             self.buffers[0] = vec![0xab; len as usize];
             self.store
                 .submit(Request {
