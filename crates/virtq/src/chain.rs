@@ -76,13 +76,13 @@ impl Chain {
     /// The parts of the readable buffers from byte `offset` on, `len` bytes or up to the end.
     #[inline]
     pub fn readable_range(&self, offset: u64, len: u64) -> Parts<'_> {
-        Parts::new(self.readable(), offset, len)
+        parts(self.readable(), offset, len)
     }
 
     /// The parts of the writable buffers from byte `offset` on, `len` bytes or up to the end.
     #[inline]
     pub fn writable_range(&self, offset: u64, len: u64) -> Parts<'_> {
-        Parts::new(self.writable(), offset, len)
+        parts(self.writable(), offset, len)
     }
 
     /// The last writable byte, where virtio-blk and the network control queue want their status.
@@ -136,19 +136,18 @@ impl Chain {
     }
 }
 
-/// Iterator over the parts of a byte range; see [`Chain::readable_range`].
+/// The parts of some buffers from byte `offset` on, `len` bytes or up to the end.
+#[inline]
+pub fn parts(buffers: &[GuestSlice], offset: u64, len: u64) -> Parts<'_> {
+    Parts { rest: buffers.iter(), skip: offset, left: len }
+}
+
+/// Iterator over the parts of a byte range; see [`parts`].
 #[derive(Clone, Debug)]
 pub struct Parts<'a> {
     rest: std::slice::Iter<'a, GuestSlice>,
     skip: u64,
     left: u64,
-}
-
-impl<'a> Parts<'a> {
-    #[inline]
-    fn new(slices: &'a [GuestSlice], offset: u64, len: u64) -> Parts<'a> {
-        Parts { rest: slices.iter(), skip: offset, left: len }
-    }
 }
 
 impl Iterator for Parts<'_> {

@@ -18,6 +18,7 @@
 compile_error!("virtq reads and writes little-endian rings in place; big-endian hosts are not supported");
 
 mod chain;
+mod cpu;
 mod dirty_log;
 mod inflight;
 #[cfg(test)]
@@ -27,11 +28,13 @@ mod memory;
 mod queue;
 mod ring;
 mod sigbus;
+mod window;
 
-pub use chain::{Chain, Parts};
+pub use chain::{Chain, Parts, parts};
 pub use dirty_log::DirtyLog;
 pub use inflight::{InflightError, InflightQueue, InflightRegion};
 pub use memory::{GuestMemory, GuestSlice, MAX_REGIONS, MemoryError, RegionHint, RegionSpec};
-pub use queue::{Queue, RingSetup};
+pub use queue::{Lone, Queue, RingSetup};
 pub use ring::{MAX_QUEUE_SIZE, RingFault};
 pub use sigbus::install_sigbus_guard;
+pub use window::Window;

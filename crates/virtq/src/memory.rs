@@ -5,6 +5,7 @@ use std::io;
 use std::sync::Arc;
 
 use crate::mapping::Mapping;
+use crate::window::Window;
 
 /// Most regions a map may have: what QEMU's vhost-user frontend can send by ADD_MEM_REG, and Linux' vhost too.
 pub const MAX_REGIONS: usize = 509;
@@ -336,22 +337,21 @@ impl GuestMemory {
         self.regions[usize::from(slice.region)].guest_addr + slice.offset
     }
 
-    /// Address of `len` bytes at `offset` inside the slice: the one place where a slice becomes a pointer.
+    /// The slice, checked once for several accesses.
     ///
     /// # Panics
     ///
-    /// When the bytes are not inside the slice, or the slice not inside the map: bugs of the caller, never a guest's
-    /// doing, since guests choose addresses and lengths only before translation.
+    /// When the slice is not inside the map: a bug of the caller, never a guest's doing, since guests choose addresses and
+    /// lengths only before translation.
     #[inline]
-    fn pointer(&self, slice: GuestSlice, offset: u32, len: usize) -> *mut u8 {
-        let end = u64::from(offset) + len as u64;
+    pub fn window(&self, slice: GuestSlice) -> Window<'_> {
         let Some(region) = self.regions.get(usize::from(slice.region)) else { foreign_slice(slice.region) };
-        if end > u64::from(slice.len) || slice.offset > region.size || end > region.size - slice.offset {
-            out_of_slice(slice.offset, slice.len, offset, len);
+        if slice.offset > region.size || u64::from(slice.len) > region.size - slice.offset {
+            out_of_region(slice.offset, slice.len, region.size);
         }
-        // SAFETY: `slice.offset + end <= region.size` was just checked, and `host` is valid for `size` bytes while
-        // `region.mapping` lives.
-        unsafe { region.host.add((slice.offset + u64::from(offset)) as usize) }
+        // SAFETY: `offset + len <= region.size` was just checked, and `host` is valid for `size` bytes while
+        // `region.mapping` lives, which `self` keeps alive.
+        unsafe { Window::new(region.host.add(slice.offset as usize), slice.len) }
     }
 
     /// Copies from guest memory, `offset` bytes inside the slice, until `into` is full.
@@ -361,11 +361,7 @@ impl GuestMemory {
     /// When the bytes are not inside the slice (a bug of the caller).
     #[inline]
     pub fn read(&self, slice: GuestSlice, offset: u32, into: &mut [u8]) {
-        let from = self.pointer(slice, offset, into.len());
-        // SAFETY: `from` is valid for `into.len()` bytes (checked by `pointer`), the mapping lives as long as `self`,
-        // and `into`, a unique borrow of our own memory, cannot overlap a mapping.
-        unsafe { std::ptr::copy_nonoverlapping(from, into.as_mut_ptr(), into.len()) };
-        settle(into.as_mut_ptr());
+        self.window(slice).read(offset, into);
     }
 
     /// Copies `bytes` into guest memory, `offset` bytes inside the slice.
@@ -375,9 +371,7 @@ impl GuestMemory {
     /// When the bytes are not inside the slice (a bug of the caller).
     #[inline]
     pub fn write(&self, slice: GuestSlice, offset: u32, bytes: &[u8]) {
-        let to = self.pointer(slice, offset, bytes.len());
-        // SAFETY: as in `read`, the other way round.
-        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) };
+        self.window(slice).write(offset, bytes);
     }
 
     /// Sets `len` bytes of guest memory to zero, `offset` bytes inside the slice.
@@ -387,23 +381,7 @@ impl GuestMemory {
     /// When the bytes are not inside the slice (a bug of the caller).
     #[inline]
     pub fn zero(&self, slice: GuestSlice, offset: u32, len: u32) {
-        let to = self.pointer(slice, offset, len as usize);
-        // SAFETY: `to` is valid for `len` bytes (checked by `pointer`).
-        unsafe { std::ptr::write_bytes(to, 0, len as usize) };
-    }
-
-    /// Copies `len` bytes from guest memory to guest memory (of the same or another guest): one copy.
-    ///
-    /// # Panics
-    ///
-    /// When the bytes are not inside the slices (a bug of the caller).
-    #[inline]
-    pub fn copy(from: (&GuestMemory, GuestSlice, u32), to: (&GuestMemory, GuestSlice, u32), len: u32) {
-        let source = from.0.pointer(from.1, from.2, len as usize);
-        let target = to.0.pointer(to.1, to.2, len as usize);
-        // SAFETY: both are valid for `len` bytes (checked by `pointer`); a guest may well name the same bytes twice,
-        // hence the copy that allows overlap.
-        unsafe { std::ptr::copy(source, target, len as usize) };
+        self.window(slice).zero(offset, len);
     }
 
     /// Address of the slice in this process, for system calls that take guest memory. Using it is unsafe: the caller
@@ -414,41 +392,7 @@ impl GuestMemory {
     /// When the slice is not inside the map (a bug of the caller).
     #[inline]
     pub fn host_ptr(&self, slice: GuestSlice) -> *mut u8 {
-        self.pointer(slice, 0, slice.len as usize)
-    }
-
-    /// Asks the CPU for the first cache line of the slice.
-    #[inline]
-    pub fn prefetch(&self, slice: GuestSlice) {
-        let address = self.host_ptr(slice);
-        #[cfg(all(target_arch = "x86_64", not(miri)))]
-        // SAFETY: a prefetch never faults, and the address is valid anyway.
-        unsafe {
-            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address.cast());
-        }
-        #[cfg(all(target_arch = "aarch64", not(miri)))]
-        // SAFETY: a prefetch never faults.
-        unsafe {
-            std::arch::asm!("prfm pldl1keep, [{}]", in(reg) address, options(nostack, readonly, preserves_flags));
-        }
-        let _ = address;
-    }
-
-    /// Asks the CPU for the first cache line of the slice, to be written.
-    #[inline]
-    pub fn prefetch_write(&self, slice: GuestSlice) {
-        let address = self.host_ptr(slice);
-        #[cfg(all(target_arch = "x86_64", not(miri)))]
-        // SAFETY: a prefetch never faults. `prefetchw` is a no-operation where a 64-bit CPU lacks it.
-        unsafe {
-            std::arch::asm!("prefetchw [{}]", in(reg) address, options(nostack, readonly, preserves_flags));
-        }
-        #[cfg(all(target_arch = "aarch64", not(miri)))]
-        // SAFETY: a prefetch never faults.
-        unsafe {
-            std::arch::asm!("prfm pstl1keep, [{}]", in(reg) address, options(nostack, readonly, preserves_flags));
-        }
-        let _ = address;
+        self.window(slice).start()
     }
 
     /// True once a SIGBUS (a file cut short by the frontend) was caught on one of the mappings: the guest now sees zeros
@@ -456,18 +400,6 @@ impl GuestMemory {
     pub fn lost(&self) -> bool {
         self.regions.iter().any(|r| r.mapping.lost())
     }
-}
-
-/// Makes the copy the truth: without it the compiler might read a value a second time from where it was copied from,
-/// and the guest could have changed it after the check.
-#[inline]
-fn settle(copied: *mut u8) {
-    #[cfg(not(miri))]
-    // SAFETY: no instruction at all; it only claims to read and write memory reachable from `copied`.
-    unsafe {
-        std::arch::asm!("/* {} */", in(reg) copied, options(nostack, preserves_flags));
-    }
-    let _ = copied;
 }
 
 // The fields one by one: a slice handed over whole would be assembled in memory on the hot path, too, and reading back
@@ -481,8 +413,6 @@ fn foreign_slice(region: u16) -> ! {
 
 #[cold]
 #[inline(never)]
-fn out_of_slice(at: u64, slice_len: u32, offset: u32, len: usize) -> ! {
-    panic!(
-        "{len} bytes at offset {offset} are not inside a slice of {slice_len} bytes at {at:#x} or its region"
-    );
+fn out_of_region(at: u64, len: u32, size: u64) -> ! {
+    panic!("a slice of {len} bytes at {at:#x} is not inside its region of {size} bytes");
 }

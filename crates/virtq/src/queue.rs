@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering, compiler_fence, fence};
 
 use crate::chain::Chain;
+use crate::cpu;
 use crate::dirty_log::DirtyLog;
 use crate::inflight::InflightQueue;
 use crate::memory::{GuestMemory, GuestSlice, RegionHint};
@@ -46,6 +47,15 @@ enum HeadState {
     Waiting { written: u32 },
 }
 
+/// A chain that is one buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lone {
+    /// The buffer; not empty.
+    pub slice: GuestSlice,
+    /// The device writes it.
+    pub writable: bool,
+}
+
 /// One split virtqueue, owned by one worker.
 ///
 /// A pass of the worker: [`pop_batch`](Queue::pop_batch), [`walk`](Queue::walk) each head, work,
@@ -72,6 +82,8 @@ pub struct Queue {
     in_flight: u16,
     /// Avail index of the oldest head that is not used yet (IN_ORDER).
     oldest: u16,
+    /// Heads that were pushed before an older one (IN_ORDER).
+    waiting: u16,
     /// Elements at the end of the used ring that share one entry, not written yet (IN_ORDER).
     run: Run,
     hint: RegionHint,
@@ -146,6 +158,7 @@ impl Queue {
             signal_owed: false,
             in_flight: 0,
             oldest: setup.next_avail,
+            waiting: 0,
             run: Run::default(),
             hint: RegionHint::default(),
             heads: vec![HeadState::Free; usize::from(size)].into_boxed_slice(),
@@ -270,6 +283,8 @@ impl Queue {
         }
         *state = HeadState::InFlight;
         self.taken[place] = head;
+        // The descriptors of a batch are on their way together.
+        cpu::prefetch(self.desc.wrapping_add(usize::from(head) * DESC_BYTES as usize));
         if let Some(inflight) = &mut self.inflight {
             inflight.take(head);
         }
@@ -308,37 +323,67 @@ impl Queue {
     /// The chain breaks a rule; `chain` holds nothing useful then.
     #[inline]
     pub fn walk(&mut self, head: u16, chain: &mut Chain) -> Result<(), RingFault> {
-        self.walk_links(head, chain)?;
+        let desc = self.descriptor(head)?;
+        self.walk_from(head, desc, chain)
+    }
+
+    /// [`walk`](Queue::walk) for chains that nearly always are one buffer: that of a lone direct descriptor is returned and
+    /// `chain` is left as it was. `None`: any other chain, which is in `chain` now.
+    ///
+    /// # Errors
+    ///
+    /// As for [`walk`](Queue::walk).
+    #[inline]
+    pub fn walk_lone(&mut self, head: u16, chain: &mut Chain) -> Result<Option<Lone>, RingFault> {
+        let desc = self.descriptor(head)?;
+        if !desc.has(DESC_F_INDIRECT | DESC_F_NEXT)
+            && desc.len > 0
+            && let Some(slice) = self.mem.slice(&mut self.hint, desc.addr, desc.len)
+        {
+            return Ok(Some(Lone { slice, writable: desc.has(DESC_F_WRITE) }));
+        }
+        self.walk_from(head, desc, chain)?;
+        Ok(None)
+    }
+
+    /// A copy of a descriptor of the table.
+    #[inline]
+    fn descriptor(&self, index: u16) -> Result<Descriptor, RingFault> {
+        if index >= self.size {
+            return Err(RingFault::NextOutside { next: index.into(), size: self.size.into() });
+        }
+        // SAFETY: `index < size`, and the table was resolved for `size` descriptors; the mapping lives as long as
+        // `self.mem`.
+        Ok(unsafe { Descriptor::load(self.desc.add(usize::from(index) * DESC_BYTES as usize)) })
+    }
+
+    /// Follows the chain of `head`, whose descriptor is `desc`.
+    #[inline]
+    fn walk_from(&mut self, head: u16, mut desc: Descriptor, chain: &mut Chain) -> Result<(), RingFault> {
+        chain.restart(self.size);
+        let mut writable = false;
+        let mut links = 0;
+        loop {
+            if desc.has(DESC_F_INDIRECT) {
+                self.walk_table(head, desc, links, writable, chain)?;
+                break;
+            }
+            writable = self.add_buffer(head, desc, writable, chain)?;
+            if !desc.has(DESC_F_NEXT) {
+                break;
+            }
+            links += 1;
+            if links == self.size {
+                return Err(RingFault::ChainTooLong { head, size: self.size });
+            }
+            desc = self.descriptor(desc.next)?;
+        }
         // Lengths of what is read and written are 32 bits in many places, so the rule is worth a comparison.
         let bytes = chain.readable_bytes() + chain.writable_bytes();
         if bytes > u64::from(u32::MAX) {
             return Err(RingFault::ChainTooLarge { head, bytes });
         }
         Ok(())
-    }
-
-    #[inline]
-    fn walk_links(&mut self, head: u16, chain: &mut Chain) -> Result<(), RingFault> {
-        chain.restart(self.size);
-        let mut index = head;
-        let mut writable = false;
-        for links in 0..self.size {
-            if index >= self.size {
-                return Err(RingFault::NextOutside { next: index.into(), size: self.size.into() });
-            }
-            // SAFETY: `index < size`, and the table was resolved for `size` descriptors; the mapping lives as long as
-            // `self.mem`.
-            let desc = unsafe { Descriptor::load(self.desc.add(usize::from(index) * DESC_BYTES as usize)) };
-            if desc.has(DESC_F_INDIRECT) {
-                return self.walk_table(head, desc, links, writable, chain);
-            }
-            writable = self.add_buffer(head, desc, writable, chain)?;
-            if !desc.has(DESC_F_NEXT) {
-                return Ok(());
-            }
-            index = desc.next;
-        }
-        Err(RingFault::ChainTooLong { head, size: self.size })
     }
 
     /// Follows the chain inside an indirect table, after `links` direct descriptors.
@@ -456,39 +501,50 @@ impl Queue {
     pub fn push_used(&mut self, head: u16, written: u32) {
         let state = &mut self.heads[usize::from(head)];
         assert!(*state == HeadState::InFlight, "descriptor {head} is not in flight");
-        if self.in_order {
+        if self.in_order && self.taken[usize::from(self.oldest & self.mask)] != head {
             *state = HeadState::Waiting { written };
-            self.push_oldest();
-        } else {
-            *state = HeadState::Free;
-            self.in_flight -= 1;
-            self.write_element(self.next_used, head, written);
-            self.end_element(head);
+            self.waiting += 1;
+            return;
+        }
+        *state = HeadState::Free;
+        self.push_next(head, written);
+        if self.waiting > 0 {
+            self.push_waiting();
         }
     }
 
-    /// Moves the heads that are complete, oldest first, to the used ring.
-    #[inline]
-    fn push_oldest(&mut self) {
-        while self.oldest != self.next_avail {
+    /// Moves the heads that waited for an older one to the used ring, oldest first.
+    #[cold]
+    fn push_waiting(&mut self) {
+        while self.waiting > 0 {
             let head = self.taken[usize::from(self.oldest & self.mask)];
             let HeadState::Waiting { written } = self.heads[usize::from(head)] else { break };
             self.heads[usize::from(head)] = HeadState::Free;
-            self.in_flight -= 1;
-            self.oldest = self.oldest.wrapping_add(1);
-            if written == 0 {
-                if self.run.count == 0 {
-                    self.run.first = self.next_used;
-                }
-                self.run.count += 1;
-                self.run.last_head = head;
-            } else {
-                // The driver takes the length of skipped elements for granted, so one with a length is never skipped.
-                self.end_run();
-                self.write_element(self.next_used, head, written);
-            }
-            self.end_element(head);
+            self.waiting -= 1;
+            self.push_next(head, written);
         }
+    }
+
+    /// Gives the head that is next in turn to the used ring.
+    #[inline]
+    fn push_next(&mut self, head: u16, written: u32) {
+        self.in_flight -= 1;
+        self.oldest = self.oldest.wrapping_add(1);
+        if self.in_order && written == 0 {
+            if self.run.count == 0 {
+                self.run.first = self.next_used;
+            }
+            self.run.count += 1;
+            self.run.last_head = head;
+        } else {
+            // The driver takes the length of skipped elements for granted, so one with a length is never skipped.
+            self.end_run();
+            self.write_element(self.next_used, head, written);
+        }
+        if let Some(inflight) = &mut self.inflight {
+            inflight.link(head);
+        }
+        self.next_used = self.next_used.wrapping_add(1);
     }
 
     #[inline]
@@ -497,14 +553,6 @@ impl Queue {
             self.write_element(self.run.first, self.run.last_head, 0);
             self.run.count = 0;
         }
-    }
-
-    #[inline]
-    fn end_element(&mut self, head: u16) {
-        if let Some(inflight) = &mut self.inflight {
-            inflight.link(head);
-        }
-        self.next_used = self.next_used.wrapping_add(1);
     }
 
     #[inline]

@@ -147,15 +147,15 @@ fn copies_between_guests_and_over_themselves() {
     write(&a, 0x10, b"0123456789");
     let from = a.slice_user(0x10, 10).unwrap();
     let to = b.slice_user(0x5000, 10).unwrap();
-    GuestMemory::copy((&a, from, 2), (&b, to, 1), 8);
+    a.window(from).copy_to(2, b.window(to), 1, 8);
     assert_eq!(read(&b, 0x5000, 10), b"\x0023456789\x00");
     let shifted = a.slice_user(0x12, 10).unwrap();
-    GuestMemory::copy((&a, from, 0), (&a, shifted, 0), 10);
+    a.window(from).copy_to(0, a.window(shifted), 0, 10);
     assert_eq!(read(&a, 0x10, 12), b"010123456789");
     a.zero(shifted, 1, 3);
     assert_eq!(read(&a, 0x10, 12), b"010\0\0\x00456789");
-    a.prefetch(from);
-    b.prefetch_write(to);
+    a.window(from).prefetch(0);
+    b.window(to).prefetch_write(0);
 }
 
 #[test]
@@ -172,7 +172,7 @@ fn slices_are_checked_at_every_use() {
     assert!(panics(&|| small.write(beyond, 0, b"")));
     assert!(panics(&|| small.read(slice, 0xf, &mut [0; 2])));
     assert!(panics(&|| small.zero(slice, u32::MAX, 1)));
-    assert!(panics(&|| GuestMemory::copy((&small, slice, 0), (&small, slice, 1), 0x10)));
+    assert!(panics(&|| small.window(slice).copy_to(0, small.window(slice), 1, 0x10)));
     assert!(!panics(&|| small.read(slice, 0xf, &mut [0; 1])));
     assert_eq!(slice.sub(0x10, 0).map(|s| s.len()), Some(0));
     assert_eq!((slice.sub(0x10, 1), slice.sub(u32::MAX, 2)), (None, None));

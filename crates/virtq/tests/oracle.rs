@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use virtio_queue::{Queue as Oracle, QueueOwnedT, QueueT};
-use virtq::{Chain, GuestMemory, GuestSlice, Queue, RegionHint, RingSetup};
+use virtq::{Chain, GuestMemory, GuestSlice, Lone, Queue, RegionHint, RingSetup};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 const SIZE: u16 = 16;
@@ -317,9 +317,26 @@ proptest! {
         let theirs = pair.oracle_pops(SIZE.into());
         let mut ours = [0; SIZE as usize];
         prop_assert_eq!(pair.ours.pop_batch(&mut ours), Ok(SIZE.into()));
-        let mut chain = Chain::new(SIZE);
+        let (mut chain, mut other) = (Chain::new(SIZE), Chain::new(SIZE));
         for (head, buffers) in theirs {
-            if pair.ours.walk(head, &mut chain).is_ok() {
+            let walked = pair.ours.walk(head, &mut chain);
+            match pair.ours.walk_lone(head, &mut other) {
+                Ok(Some(Lone { slice, writable: false })) => {
+                    prop_assert_eq!((chain.readable(), chain.writable()), (&[slice][..], &[][..]));
+                }
+                Ok(Some(Lone { slice, writable: true })) => {
+                    prop_assert_eq!((chain.readable(), chain.writable()), (&[][..], &[slice][..]));
+                }
+                Ok(None) => {
+                    prop_assert_eq!(walked, Ok(()));
+                    prop_assert_eq!(
+                        (chain.readable(), chain.writable()),
+                        (other.readable(), other.writable())
+                    );
+                }
+                Err(fault) => prop_assert_eq!(walked, Err(fault)),
+            }
+            if walked.is_ok() {
                 let buffers: Vec<Buffer> = buffers.into_iter().filter(|b| b.1 > 0).collect();
                 // Joining is ambiguous where two buffers meet exactly at the border.
                 let meet = buffers.windows(2).any(|w| w[0].0 + u64::from(w[0].1) == w[1].0);
