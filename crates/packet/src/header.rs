@@ -2,6 +2,9 @@
 
 /// How many bytes of a frame are copied, decided on and edited; the rest is payload that never leaves its place.
 pub const HEADER_BYTES_MAX: usize = 256;
+/// Enough for the addresses, tags, and an IPv4 or IPv6 header with a TCP header behind it: what is copied when nothing
+/// looks deeper.
+pub const HEADER_BYTES_SHORT: usize = 128;
 /// Room in front of the copy for pushed tags and labels.
 pub const HEADROOM_BYTES: usize = 64;
 
@@ -39,7 +42,13 @@ impl Header {
     /// `min(frame_bytes, HEADER_BYTES_MAX)` bytes. The checksum state is reset to "complete".
     #[inline]
     pub fn load(&mut self, frame_bytes: usize, copy: impl FnOnce(&mut [u8])) {
-        let len = frame_bytes.min(HEADER_BYTES_MAX);
+        self.load_up_to(HEADER_BYTES_MAX, frame_bytes, copy);
+    }
+
+    /// [`Header::load`], but at most `limit` bytes (itself at most [`HEADER_BYTES_MAX`]) of the frame.
+    #[inline]
+    pub fn load_up_to(&mut self, limit: usize, frame_bytes: usize, copy: impl FnOnce(&mut [u8])) {
+        let len = frame_bytes.min(limit).min(HEADER_BYTES_MAX);
         self.start = HEADROOM_BYTES as u16;
         self.end = (HEADROOM_BYTES + len) as u16;
         self.consumed = len as u16;

@@ -12,7 +12,7 @@ mod layout;
 mod parse;
 
 pub use edit::{Edit, Outcome};
-pub use header::{HEADER_BYTES_MAX, HEADROOM_BYTES, Header};
+pub use header::{HEADER_BYTES_MAX, HEADER_BYTES_SHORT, HEADROOM_BYTES, Header};
 pub use key::{Field, FlowKey, MacAddr, WORDS, field};
 pub use parse::{Depth, parse, parse_to};
 

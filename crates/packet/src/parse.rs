@@ -6,6 +6,8 @@ use crate::{FlowKey, ethertype, field};
 /// How much of a frame has to be looked at: what no rule matches on need not be parsed.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
 pub enum Depth {
+    /// Ingress port.
+    Port,
     /// Ingress port, addresses, VLAN tags, EtherType.
     Ethernet,
     /// Everything.
@@ -25,6 +27,9 @@ pub fn parse(frame: &[u8], in_port: u32) -> FlowKey {
 pub fn parse_to(frame: &[u8], in_port: u32, depth: Depth) -> FlowKey {
     let mut key = FlowKey::ZERO.with(field::IN_PORT, u64::from(in_port));
     key.set(field::IN_PHY_PORT, u64::from(in_port));
+    if depth == Depth::Port {
+        return key;
+    }
     let Some((addresses, rest)) = frame.split_first_chunk::<14>() else {
         return key;
     };

@@ -123,6 +123,8 @@ proptest! {
             .with(field::VLAN_TCI_2, u64::MAX)
             .with(field::VLAN_TCI_3, u64::MAX);
         prop_assert_eq!(shallow, all.masked(&ethernet));
+        let port = FlowKey::ZERO.with(field::IN_PORT, u64::MAX).with(field::IN_PHY_PORT, u64::MAX);
+        prop_assert_eq!(parse_to(&bytes, in_port, Depth::Port), all.masked(&port));
     }
 
     /// Garbage behind a known EtherType: deeper than random bytes get.
