@@ -69,14 +69,13 @@ impl Shape {
         shape
     }
 
+    /// Writes the words that make the key of an entry to the front of `to`; the others stay as they are.
     #[inline]
-    fn cut(&self, key: &FlowKey) -> [u64; WORDS] {
-        let mut cut = [0; WORDS];
+    fn cut(&self, key: &FlowKey, to: &mut [u64; WORDS]) {
         let words = self.words.iter().zip(&self.masks).take(self.count);
-        for (place, (word, mask)) in cut.iter_mut().zip(words) {
+        for (place, (word, mask)) in to.iter_mut().zip(words) {
             *place = key.words()[usize::from(*word) & (WORDS - 1)] & mask;
         }
-        cut
     }
 }
 
@@ -182,16 +181,15 @@ impl FlowCache {
         self.shape = Shape::new(&FlowKey::from_words(mask), self.lines.len());
     }
 
-    /// Where a packet with this key is, if it is there at all. Touches the first line, so that the lines of a
-    /// batch are on their way together.
+    /// Finds where a packet with this key is, if it is there at all.
     #[inline]
-    pub fn place(&self, key: &FlowKey) -> Place {
-        let key = self.shape.cut(key);
-        let hash = hash::words(self.seed, &key[..self.shape.count.min(WORDS)]);
-        Place { key, set: hash as usize & self.shape.sets_mask }
+    pub fn place(&self, key: &FlowKey, place: &mut Place) {
+        self.shape.cut(key, &mut place.key);
+        let hash = hash::words(self.seed, &place.key[..self.shape.count.min(WORDS)]);
+        place.set = hash as usize & self.shape.sets_mask;
     }
 
-    /// Loads the first line of a place.
+    /// Loads the first line of a place, so that the lines of a batch are on their way together.
     #[inline]
     pub fn touch(&self, place: &Place) -> u64 {
         self.lines[place.set * WAYS * self.shape.stride].0[0]
@@ -205,13 +203,14 @@ impl FlowCache {
         }
         let count = self.shape.count;
         let here = count.min(LINE_WORDS - META_WORDS);
-        if line[META_WORDS..META_WORDS + here] != key[..here] {
-            return false;
-        }
-        (here..count).all(|i| {
-            let word = i + META_WORDS;
-            self.lines[first_line + word / LINE_WORDS].0[word % LINE_WORDS] == key[i]
-        })
+        // Word by word: a comparison of slices is a call.
+        let differs =
+            line[META_WORDS..META_WORDS + here].iter().zip(key).fold(0, |all, (a, b)| all | (a ^ b));
+        differs == 0
+            && (here..count).all(|i| {
+                let word = i + META_WORDS;
+                self.lines[first_line + word / LINE_WORDS].0[word % LINE_WORDS] == key[i]
+            })
     }
 
     /// The verdict for a packet of `bytes` bytes at this place, which is counted; `None` = not here.
@@ -255,9 +254,17 @@ impl FlowCache {
         }
     }
 
-    /// Puts a decision into the cache and counts the packet that asked for it.
-    pub fn insert(&mut self, place: &Place, new: &Entry<'_>, bytes: u32, now_ms: u64, stats: &TableStats) {
-        self.misses += 1;
+    /// Puts a decision into the cache and counts the `packets` packets that asked for it, `bytes` bytes together.
+    pub fn insert(
+        &mut self,
+        place: &Place,
+        new: &Entry<'_>,
+        packets: u64,
+        bytes: u64,
+        now_ms: u64,
+        stats: &TableStats,
+    ) {
+        self.misses += packets;
         let stride = self.shape.stride;
         let (first, second) = (place.set * WAYS, place.set * WAYS + 1);
         let age = |entry: usize| {
@@ -275,7 +282,7 @@ impl FlowCache {
             let word = i + META_WORDS;
             lines[word / LINE_WORDS].0[word % LINE_WORDS] = *value;
         }
-        self.count(entry, 1, u64::from(bytes), now_ms, stats);
+        self.count(entry, packets, bytes, now_ms, stats);
     }
 
     /// Moves what an entry counted to its flows.

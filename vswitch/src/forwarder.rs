@@ -8,7 +8,7 @@
 //!                                                            NORMAL/FLOOD resolved, Egress called per port
 //! ```
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -20,6 +20,25 @@ use crate::model::{DropReason, Op, PacketIn, PacketInReason, PacketOut, PortNo, 
 use crate::pipeline::{self, Decision};
 use crate::ports::EgressTag;
 use crate::tables::TableStats;
+
+/// What the forwarding database was asked last in this batch: most packets of a batch have the same two addresses.
+///
+/// Forgotten with each batch, so it is never older than a batch is long.
+#[derive(Default)]
+struct Recent {
+    /// VLAN, source and port that were learned.
+    learned: Cell<Option<(u16, MacAddr, PortNo)>>,
+    /// VLAN, destination, and where it is.
+    found: Cell<Option<(u16, MacAddr, PortNo)>>,
+}
+
+impl Recent {
+    #[inline]
+    fn forget(&self) {
+        self.learned.set(None);
+        self.found.set(None);
+    }
+}
 
 /// Packets that [`Forwarder::classify`] takes at once.
 pub const BATCH_MAX: usize = 32;
@@ -50,6 +69,7 @@ pub struct Forwarder {
     decision: Decision,
     places: [Place; BATCH_MAX],
     table_stats: Arc<TableStats>,
+    recent: Recent,
     /// Packet-ins that each port may still cause, by port number; made when a port causes its first.
     packet_ins: RefCell<HashMap<PortNo, Allowance>>,
 }
@@ -124,6 +144,7 @@ impl Forwarder {
             decision: Decision::default(),
             places: [Place::NONE; BATCH_MAX],
             table_stats,
+            recent: Recent::default(),
             packet_ins: RefCell::new(HashMap::new()),
         };
         forwarder.apply(snapshot);
@@ -177,14 +198,10 @@ impl Forwarder {
     pub fn classify(&mut self, keys: &[FlowKey], bytes: &[u32], verdicts: &mut [VerdictId], now_ms: u64) {
         let count = keys.len();
         assert!(bytes.len() == count && verdicts.len() == count && count <= BATCH_MAX);
-        self.cache.grow_if_needed(&self.table_stats);
-        if self.verdicts.list.len() > VERDICTS_MAX {
-            self.verdicts = Verdicts::new();
-            self.cache.invalidate(self.snapshot.tables.mask(), &self.table_stats);
-        }
+        self.begin_batch();
         let mut touched = 0;
         for (place, key) in self.places.iter_mut().zip(keys) {
-            *place = self.cache.place(key);
+            self.cache.place(key, place);
             touched ^= self.cache.touch(place);
         }
         std::hint::black_box(touched);
@@ -197,19 +214,41 @@ impl Forwarder {
             let place = self.places[i];
             verdicts[i] = match self.cache.hit(&place, bytes[i], now_ms, &self.table_stats) {
                 Some(verdict) => VerdictId(verdict),
-                None => self.miss(&keys[i], &place, bytes[i], now_ms),
+                None => self.miss(&keys[i], &place, 1, bytes[i].into(), now_ms),
             };
         }
     }
 
+    /// [`Forwarder::classify`] for a batch of `packets` packets with the same key and `bytes` bytes together.
+    pub fn classify_alike(&mut self, key: &FlowKey, packets: usize, bytes: u64, now_ms: u64) -> VerdictId {
+        assert!(packets <= BATCH_MAX);
+        self.begin_batch();
+        self.cache.place(key, &mut self.places[0]);
+        let place = self.places[0];
+        match self.cache.hit_many(&place, packets as u64, bytes, now_ms, &self.table_stats) {
+            Some(verdict) => VerdictId(verdict),
+            None => self.miss(key, &place, packets as u64, bytes, now_ms),
+        }
+    }
+
+    #[inline]
+    fn begin_batch(&mut self) {
+        self.cache.grow_if_needed(&self.table_stats);
+        self.recent.forget();
+        if self.verdicts.list.len() > VERDICTS_MAX {
+            self.verdicts = Verdicts::new();
+            self.cache.invalidate(self.snapshot.tables.mask(), &self.table_stats);
+        }
+    }
+
     #[cold]
-    fn miss(&mut self, key: &FlowKey, place: &Place, bytes: u32, now_ms: u64) -> VerdictId {
+    fn miss(&mut self, key: &FlowKey, place: &Place, packets: u64, bytes: u64, now_ms: u64) -> VerdictId {
         let decision = &mut self.decision;
         pipeline::decide(&self.snapshot.tables, key, decision);
         let verdict = self.verdicts.number(decision);
         let (looked_up, hit) = (decision.looked_up, decision.hit);
         let entry = Entry { verdict, flows: &decision.matched, looked_up, hit };
-        self.cache.insert(place, &entry, bytes, now_ms, &self.table_stats);
+        self.cache.insert(place, &entry, packets, bytes, now_ms, &self.table_stats);
         VerdictId(verdict)
     }
 
@@ -234,6 +273,7 @@ impl Forwarder {
 
     /// Carries out what a controller decided for a packet of its own.
     pub fn packet_out(&self, packet: &PacketOut, header: &mut Header, now_ms: u64, egress: &mut impl Egress) {
+        self.recent.forget();
         self.run(&packet.verdict, packet.in_port, header, now_ms, egress);
     }
 
@@ -373,8 +413,10 @@ impl Forwarder {
         let Some(vid) = self.vlan(in_port, header) else {
             return egress.dropped(DropReason::VlanNotAllowed);
         };
-        if in_port.is_physical() {
+        if in_port.is_physical() && self.recent.learned.get() != Some((vid, src, in_port)) {
             self.fdb.learn(vid, src, in_port, (now_ms / 1000) as u32);
+            self.recent.forget();
+            self.recent.learned.set(Some((vid, src, in_port)));
         }
         if dst.is_multicast() {
             if dst.to_u64() & !0xf == 0x0180_c200_0000 {
@@ -382,7 +424,7 @@ impl Forwarder {
             }
             return self.flood(vid, in_port, header, egress);
         }
-        match self.fdb.lookup(vid, dst) {
+        match self.locate(vid, dst) {
             Some(port) if port == in_port => egress.dropped(DropReason::IngressPort),
             Some(port) => match self.snapshot.ports.egress_tag(port, vid) {
                 Some(tag) if self.snapshot.ports.sends(port) => {
@@ -393,6 +435,19 @@ impl Forwarder {
             },
             None => self.flood(vid, in_port, header, egress),
         }
+    }
+
+    /// Where an address was seen.
+    #[inline]
+    fn locate(&self, vid: u16, address: MacAddr) -> Option<PortNo> {
+        if let Some((found_vid, found, port)) = self.recent.found.get()
+            && (found_vid, found) == (vid, address)
+        {
+            return Some(port);
+        }
+        let port = self.fdb.lookup(vid, address)?;
+        self.recent.found.set(Some((vid, address, port)));
+        Some(port)
     }
 
     fn flood(&self, vid: u16, in_port: PortNo, header: &Header, egress: &mut impl Egress) {

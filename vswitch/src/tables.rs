@@ -247,18 +247,26 @@ impl Tables {
 
     /// How deep packets have to be parsed for these tables.
     pub fn depth(&self) -> Depth {
-        const SHALLOW: FlowKey = FlowKey::ZERO
+        // Metadata and tunnel are not in the packet.
+        const PORT: FlowKey = FlowKey::ZERO
             .with(field::IN_PORT, u64::MAX)
             .with(field::IN_PHY_PORT, u64::MAX)
+            .with(field::METADATA, u64::MAX)
+            .with(field::TUNNEL_ID, u64::MAX);
+        const ETHERNET: FlowKey = PORT
             .with(field::ETH_DST, u64::MAX)
             .with(field::ETH_SRC, u64::MAX)
             .with(field::ETH_TYPE, u64::MAX)
             .with(field::VLAN_TCI, u64::MAX)
             .with(field::VLAN_TCI_2, u64::MAX)
-            .with(field::VLAN_TCI_3, u64::MAX)
-            .with(field::METADATA, u64::MAX)
-            .with(field::TUNNEL_ID, u64::MAX);
-        if SHALLOW.covers(&self.mask) { Depth::Ethernet } else { Depth::All }
+            .with(field::VLAN_TCI_3, u64::MAX);
+        if PORT.covers(&self.mask) {
+            Depth::Port
+        } else if ETHERNET.covers(&self.mask) {
+            Depth::Ethernet
+        } else {
+            Depth::All
+        }
     }
 
     /// Whether a packet that matches nothing in table 0 is switched by NORMAL.

@@ -27,10 +27,10 @@ mod wiring;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use packet::{FlowKey, Header, parse_to};
+use packet::{Depth, FlowKey, HEADER_BYTES_MAX, HEADER_BYTES_SHORT, Header, parse_to};
 use reactor::{Io, Reply, Worker};
 use telemetry::{Counter, RateLimited};
-use virtq::{Chain, Queue};
+use virtq::Queue;
 
 use crate::fdb::Fdb;
 use crate::forwarder::{BATCH_MAX, Forwarder, VerdictId};
@@ -39,7 +39,7 @@ use crate::port::offload::{FRAME_BYTES_MAX, Offload};
 
 use egress::{Egress, Sink};
 use frame::Payload;
-use guest_source::GuestSource;
+use guest_source::{GuestSource, Taken};
 use handover::FromWorker;
 use ports::{PortTable, Source, SourceKind};
 
@@ -101,7 +101,7 @@ pub(crate) struct WorkerCells {
 /// One burst, reused for all.
 struct Burst {
     heads: [u16; BATCH_MAX],
-    chains: Vec<Chain>,
+    chains: Vec<Taken>,
     headers: Box<[Header; BATCH_MAX]>,
     keys: [FlowKey; BATCH_MAX],
     bytes: [u32; BATCH_MAX],
@@ -160,7 +160,7 @@ impl SwitchWorker {
             peers: setup.peers,
             burst: Box::new(Burst {
                 heads: [0; BATCH_MAX],
-                chains: (0..BATCH_MAX).map(|_| Chain::new(256)).collect(),
+                chains: (0..BATCH_MAX).map(|_| Taken::new()).collect(),
                 headers: Box::new(std::array::from_fn(|_| Header::new())),
                 keys: [FlowKey::ZERO; BATCH_MAX],
                 bytes: [0; BATCH_MAX],
@@ -196,9 +196,16 @@ impl SwitchWorker {
         {
             sink.prepare(taken);
         }
-        let (count, bytes) = load(burst, source, taken, &self.forwarder, *port, cells);
+        let depth = self.forwarder.depth();
+        let (count, bytes) = load(burst, source, taken, depth, *port, cells);
         let Burst { heads, chains, headers, keys, bytes: lengths, offloads, verdicts, origin } = burst;
-        self.forwarder.classify(&keys[..count], &lengths[..count], &mut verdicts[..count], now_ms);
+        if depth == Depth::Port {
+            // No rule tells the packets of this port apart.
+            let key = parse_to(&[], port.0, depth);
+            verdicts[..count].fill(self.forwarder.classify_alike(&key, count, bytes, now_ms));
+        } else {
+            self.forwarder.classify(&keys[..count], &lengths[..count], &mut verdicts[..count], now_ms);
+        }
         cells.rx_packets.add(count as u64);
         cells.rx_bytes.add(bytes);
         let mut egress = Egress {
@@ -218,8 +225,8 @@ impl SwitchWorker {
         for i in 0..count {
             let header = &mut headers[i];
             egress.payload = Payload::Guest {
-                memory: source.queue().memory(),
-                chain: &chains[usize::from(origin[i])],
+                memory: source.memory(),
+                buffers: chains[usize::from(origin[i])].buffers(),
                 offset: source.frame_offset() + header.consumed() as u64,
             };
             egress.frame_bytes = lengths[i] as usize;
@@ -402,17 +409,20 @@ fn load(
     burst: &mut Burst,
     source: &GuestSource,
     taken: usize,
-    forwarder: &Forwarder,
+    depth: Depth,
     port: PortNo,
     cells: &PortCells,
 ) -> (usize, u64) {
     let (mut count, mut bytes) = (0, 0);
-    let depth = forwarder.depth();
+    // Where no rule looks at the packet, none edits what is behind its first addresses and tags.
+    let limit = if depth == Depth::Port { HEADER_BYTES_SHORT } else { HEADER_BYTES_MAX };
     for at in 0..taken {
         let header = &mut burst.headers[count];
-        match source.load(&burst.chains[at], header) {
+        match source.load(burst.chains[at].buffers(), header, limit) {
             Ok(received) => {
-                burst.keys[count] = parse_to(header.bytes(), port.0, depth);
+                if depth != Depth::Port {
+                    burst.keys[count] = parse_to(header.bytes(), port.0, depth);
+                }
                 burst.bytes[count] = received.bytes;
                 burst.offloads[count] = received.offload;
                 burst.origin[count] = at as u8;

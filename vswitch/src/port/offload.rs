@@ -91,6 +91,12 @@ impl Offload {
     /// Nothing left to do.
     pub const NONE: Offload = Offload { partial: None, gso: None, verified: false };
 
+    /// Whether the sender says that it left anything undone.
+    #[inline]
+    pub(crate) fn claimed(bytes: &[u8; NET_HEADER_BYTES_LEGACY]) -> bool {
+        bytes[0] & F_NEEDS_CSUM != 0 || bytes[1] != GSO_NONE
+    }
+
     /// Reads and checks what a sender that may leave `allowed` undone said about a frame of `frame_bytes` bytes that
     /// begins with `header`.
     ///
@@ -103,7 +109,7 @@ impl Offload {
         header: &[u8],
         frame_bytes: usize,
     ) -> Result<Offload, DropReason> {
-        if bytes[0] & F_NEEDS_CSUM == 0 && bytes[1] == GSO_NONE {
+        if !Offload::claimed(bytes) {
             return Ok(Offload { verified: bytes[0] & F_DATA_VALID != 0, ..Offload::NONE });
         }
         Self::parse_claims(bytes, allowed, header, frame_bytes).ok_or(DropReason::BadHeader)
@@ -168,7 +174,7 @@ impl Offload {
     pub fn emit(&self, accepts: Accepts, buffers: u16) -> [u8; NET_HEADER_BYTES] {
         let mut bytes = [0; NET_HEADER_BYTES];
         bytes[10..12].copy_from_slice(&buffers.to_le_bytes());
-        if *self == Offload::NONE {
+        if self.partial.is_none() && !self.verified {
             return bytes;
         }
         if self.verified && accepts.csum {

@@ -1,6 +1,6 @@
 //! A frame on its way to a port: the edited header copy, and the payload where it was received.
 
-use virtq::{Chain, GuestMemory, GuestSlice};
+use virtq::{GuestMemory, GuestSlice, Window, parts};
 
 use crate::port::offload::Offload;
 
@@ -10,8 +10,8 @@ pub(crate) enum Payload<'a> {
     /// In the sender's buffers.
     Guest {
         memory: &'a GuestMemory,
-        chain: &'a Chain,
-        /// Where the payload begins among the readable bytes of the chain.
+        buffers: &'a [GuestSlice],
+        /// Where the payload begins among their bytes.
         offset: u64,
     },
     /// In memory of our own.
@@ -39,24 +39,21 @@ impl Frame<'_> {
         self.head.len() + self.payload_bytes
     }
 
-    /// Copies `len` bytes of the payload from byte `skip` on into a guest's buffer.
+    /// Copies `len` bytes of the payload from byte `skip` on to byte `at` of a guest's buffer.
     #[inline]
-    pub(crate) fn copy_payload(
-        &self,
-        skip: usize,
-        len: usize,
-        memory: &GuestMemory,
-        to: GuestSlice,
-        mut at: u32,
-    ) {
+    pub(crate) fn copy_payload(&self, skip: usize, len: usize, to: Window<'_>, mut at: u32) {
         match self.payload {
-            Payload::Guest { memory: from, chain, offset } => {
-                for part in chain.readable_range(offset + skip as u64, len as u64) {
-                    GuestMemory::copy((from, part, 0), (memory, to, at), part.len());
+            Payload::Guest { memory, buffers: [only], offset } => {
+                // A frame's bytes fit 32 bits.
+                memory.window(*only).copy_to((offset + skip as u64) as u32, to, at, len as u32);
+            }
+            Payload::Guest { memory, buffers, offset } => {
+                for part in parts(buffers, offset + skip as u64, len as u64) {
+                    memory.window(part).copy_to(0, to, at, part.len());
                     at += part.len();
                 }
             }
-            Payload::Bytes(bytes) => memory.write(to, at, &bytes[skip..skip + len]),
+            Payload::Bytes(bytes) => to.write(at, &bytes[skip..skip + len]),
         }
     }
 
@@ -69,8 +66,8 @@ impl Frame<'_> {
         let rest = &mut into[from_head..];
         let skip = (skip + from_head) - self.head.len().min(skip + from_head);
         match self.payload {
-            Payload::Guest { memory, chain, offset } => {
-                chain.read_at(memory, offset + skip as u64, rest);
+            Payload::Guest { memory, buffers, offset } => {
+                read_at(memory, buffers, offset + skip as u64, rest);
             }
             Payload::Bytes(bytes) => rest.copy_from_slice(&bytes[skip..skip + rest.len()]),
         }
@@ -81,5 +78,15 @@ impl Frame<'_> {
         let bytes = &mut scratch[..self.bytes()];
         self.read(0, bytes);
         bytes
+    }
+}
+
+/// Copies the buffers' bytes from `offset` on until `into` is full or they end.
+pub(crate) fn read_at(memory: &GuestMemory, buffers: &[GuestSlice], offset: u64, into: &mut [u8]) {
+    let mut done = 0;
+    for part in parts(buffers, offset, into.len() as u64) {
+        let end = done + part.len() as usize;
+        memory.read(part, 0, &mut into[done..end]);
+        done = end;
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use reactor::Io;
 use vhost_session::FrontendHandle;
-use virtq::{Chain, GuestMemory, GuestSlice, Queue, RingFault};
+use virtq::{Chain, GuestMemory, GuestSlice, Lone, Queue, RingFault, Window};
 
 use crate::model::DropReason;
 use crate::port::device::DriverFeatures;
@@ -43,6 +43,8 @@ pub(crate) struct GuestSink {
     ready: Box<[Ready; READY_MAX]>,
     first: usize,
     count: usize,
+    /// How many of them the CPU was asked for already.
+    asked: usize,
     /// Heads a killed predecessor left in flight, oldest last.
     leftover: Vec<u16>,
     chain: Chain,
@@ -75,6 +77,7 @@ impl GuestSink {
             ready: Box::new([Ready::default(); READY_MAX]),
             first: 0,
             count: 0,
+            asked: 0,
             leftover,
             fault: None,
             fault_told: false,
@@ -128,16 +131,22 @@ impl GuestSink {
             };
         }
         for &head in &heads[..taken] {
-            if let Err(fault) = self.queue.walk(head, &mut self.chain) {
-                return self.broken(fault);
+            let place = &mut self.ready[(self.first + self.count) % READY_MAX];
+            place.head = head;
+            match self.queue.walk_lone(head, &mut self.chain) {
+                Ok(Some(Lone { slice, writable })) => {
+                    place.slice = slice;
+                    place.bytes = if writable { slice.len() } else { 0 };
+                    place.pieces = !writable;
+                }
+                Ok(None) => {
+                    let writable = self.chain.writable();
+                    place.slice = writable.first().copied().unwrap_or_default();
+                    place.bytes = self.chain.writable_bytes() as u32;
+                    place.pieces = writable.len() != 1;
+                }
+                Err(fault) => return self.broken(fault),
             }
-            let writable = self.chain.writable();
-            self.ready[(self.first + self.count) % READY_MAX] = Ready {
-                slice: writable.first().copied().unwrap_or_default(),
-                bytes: self.chain.writable_bytes() as u32,
-                head,
-                pieces: writable.len() != 1,
-            };
             self.count += 1;
         }
     }
@@ -148,15 +157,17 @@ impl GuestSink {
         if self.count < frames {
             self.refill();
         }
-        for index in 0..frames.min(self.count) {
+        let end = frames.min(self.count);
+        for index in self.asked..end {
             let ready = self.at(index);
-            if ready.bytes > 2 * CACHE_LINE && !ready.pieces {
-                self.memory.prefetch_write(ready.slice);
-                if let Some(second) = ready.slice.sub(CACHE_LINE, CACHE_LINE) {
-                    self.memory.prefetch_write(second);
-                }
+            if !ready.pieces {
+                let window = self.memory.window(ready.slice);
+                // The net header is seldom written, the frame always.
+                window.prefetch(0);
+                window.prefetch_write(CACHE_LINE);
             }
         }
+        self.asked = self.asked.max(end);
     }
 
     /// Writes a frame whose offload the guest takes. It is seen after [`GuestSink::publish`].
@@ -173,18 +184,17 @@ impl GuestSink {
         if ready.pieces || (ready.bytes as usize) < need {
             return self.deliver_in_pieces(frame, need);
         }
+        let window = self.memory.window(ready.slice);
         let net_header = frame.offload.emit(self.accepts, 1);
-        let header_bytes = self.header_bytes as u32;
         if self.header_bytes == NET_HEADER_BYTES {
-            // Of a known length: that is no call.
-            self.memory.write(ready.slice, 0, &net_header);
+            // Nearly always the same as last time.
+            window.write_changed(0, &net_header);
         } else {
-            self.memory.write(ready.slice, 0, &net_header[..self.header_bytes]);
+            window.write(0, &net_header[..self.header_bytes]);
         }
-        self.memory.write(ready.slice, header_bytes, frame.head);
+        window.write(self.header_bytes as u32, frame.head);
         if frame.payload_bytes > 0 {
-            let at = header_bytes + frame.head.len() as u32;
-            frame.copy_payload(0, frame.payload_bytes, &self.memory, ready.slice, at);
+            frame.copy_payload(0, frame.payload_bytes, window, (self.header_bytes + frame.head.len()) as u32);
         }
         if self.queue.logs_writes() {
             self.queue.log_written(ready.slice, 0, need as u32);
@@ -198,6 +208,7 @@ impl GuestSink {
         self.queue.push_used(head, written);
         self.first = (self.first + 1) % READY_MAX;
         self.count -= 1;
+        self.asked = self.asked.saturating_sub(1);
     }
 
     /// Writes a frame over several buffers, or into one that is in pieces.
@@ -220,13 +231,13 @@ impl GuestSink {
                     return Err(DropReason::RingFull);
                 }
                 for &slice in self.chain.writable() {
-                    done += fill(&self.memory, slice, net_header, frame, done, need);
+                    done += fill(self.memory.window(slice), net_header, frame, done, need);
                 }
                 for &slice in self.chain.writable() {
                     self.queue.log_written(slice, 0, slice.len());
                 }
             } else {
-                done += fill(&self.memory, ready.slice, net_header, frame, done, need);
+                done += fill(self.memory.window(ready.slice), net_header, frame, done, need);
                 self.queue.log_written(ready.slice, 0, (done - before) as u32);
             }
             self.used(ready.head, (done - before) as u32);
@@ -258,13 +269,13 @@ impl GuestSink {
     /// Shows what was delivered to the guest, by one signal at most. True if there was one.
     #[inline]
     pub(crate) fn publish(&mut self, io: &mut Io) -> bool {
-        if !self.queue.publish() {
-            return false;
-        }
-        if let Some(call) = &self.call {
+        let signal = self.queue.publish();
+        if signal && let Some(call) = &self.call {
             io.signal(call.as_fd());
         }
-        true
+        // While the driver looks at these, the lines of the next ones come.
+        self.prepare(REFILL);
+        signal
     }
 
     /// Why the ring cannot be used any longer; told once.
@@ -287,29 +298,22 @@ impl GuestSink {
 }
 
 /// Writes as much of the stream (net header, frame) from byte `done` on as fits into `slice`; `need` bytes end it.
-fn fill(
-    memory: &GuestMemory,
-    slice: GuestSlice,
-    net_header: &[u8],
-    frame: &Frame<'_>,
-    done: usize,
-    need: usize,
-) -> usize {
-    let room = (slice.len() as usize).min(need - done);
+fn fill(window: Window<'_>, net_header: &[u8], frame: &Frame<'_>, done: usize, need: usize) -> usize {
+    let room = (window.len() as usize).min(need - done);
     let (mut at, mut position) = (0, done);
     let mut base = 0;
     for lead in [net_header, frame.head] {
         if position < base + lead.len() && at < room {
             let part = &lead[position - base..];
             let part = &part[..part.len().min(room - at)];
-            memory.write(slice, at as u32, part);
+            window.write(at as u32, part);
             at += part.len();
             position += part.len();
         }
         base += lead.len();
     }
     if at < room {
-        frame.copy_payload(position - base, room - at, memory, slice, at as u32);
+        frame.copy_payload(position - base, room - at, window, at as u32);
     }
     room
 }

@@ -1,19 +1,32 @@
 //! A guest's transmit ring: where its frames are taken from, a burst at a time.
 
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::Arc;
 
-use packet::Header;
+use packet::{HEADER_BYTES_MAX, Header};
 use reactor::Io;
 use vhost_session::FrontendHandle;
-use virtq::{Chain, Queue, RingFault};
+use virtq::{Chain, GuestMemory, GuestSlice, Lone, Queue, RingFault};
 
 use crate::model::DropReason;
 use crate::port::device::DriverFeatures;
 use crate::port::offload::{Accepts, FRAME_BYTES_MAX, FRAME_BYTES_MIN, NET_HEADER_BYTES_LEGACY, Offload};
+use crate::worker::frame::read_at;
+
+const CACHE_LINE: u32 = 64;
+/// The net header of a frame with nothing left undone.
+const NOTHING_SAID: [u8; NET_HEADER_BYTES_LEGACY] = [0; NET_HEADER_BYTES_LEGACY];
+
+/// How much of a frame is copied: an offload's fields must lie in the copy wherever they are.
+#[inline]
+fn reach(net_header: &[u8; NET_HEADER_BYTES_LEGACY], limit: usize) -> usize {
+    if Offload::claimed(net_header) { HEADER_BYTES_MAX } else { limit }
+}
 
 /// One transmit ring of a guest.
 pub(crate) struct GuestSource {
     queue: Queue,
+    memory: Arc<GuestMemory>,
     call: Option<OwnedFd>,
     err: Option<OwnedFd>,
     frontend: Option<FrontendHandle>,
@@ -22,6 +35,30 @@ pub(crate) struct GuestSource {
     leftover: Vec<u16>,
     fault: Option<RingFault>,
     fault_told: bool,
+}
+
+/// A place for one chain.
+pub(crate) struct Taken {
+    /// The buffer of a chain that is nothing else; not readable if it is empty.
+    lone: Option<GuestSlice>,
+    /// Any other chain.
+    chain: Chain,
+}
+
+impl Taken {
+    /// An empty place.
+    pub(crate) fn new() -> Taken {
+        Taken { lone: None, chain: Chain::new(256) }
+    }
+
+    /// The readable buffers.
+    #[inline]
+    pub(crate) fn buffers(&self) -> &[GuestSlice] {
+        match &self.lone {
+            Some(slice) => std::slice::from_ref(slice),
+            None => self.chain.readable(),
+        }
+    }
 }
 
 /// What was found in one chain.
@@ -42,6 +79,7 @@ impl GuestSource {
         leftover.reverse();
         queue.disarm();
         GuestSource {
+            memory: queue.memory().clone(),
             queue,
             call,
             err,
@@ -58,8 +96,8 @@ impl GuestSource {
         self.call = call;
     }
 
-    pub(crate) fn queue(&self) -> &Queue {
-        &self.queue
+    pub(crate) fn memory(&self) -> &GuestMemory {
+        &self.memory
     }
 
     /// Where the frame begins among the readable bytes of a chain.
@@ -77,7 +115,7 @@ impl GuestSource {
 
     /// Takes up to `heads.len()` chains, translates them and asks the CPU for the frames' first lines.
     #[inline]
-    pub(crate) fn take(&mut self, heads: &mut [u16], chains: &mut [Chain]) -> usize {
+    pub(crate) fn take(&mut self, heads: &mut [u16], places: &mut [Taken]) -> usize {
         if self.fault.is_some() {
             return 0;
         }
@@ -98,26 +136,41 @@ impl GuestSource {
             }
             taken
         };
-        for (at, (&head, chain)) in heads[..taken].iter().zip(chains).enumerate() {
-            if let Err(fault) = self.queue.walk(head, chain) {
-                self.fault = Some(fault);
-                return at;
-            }
-            if let Some(&first) = chain.readable().first() {
-                self.queue.memory().prefetch(first);
-            }
-            if let Some(&second) = chain.readable().get(1) {
-                self.queue.memory().prefetch(second);
+        for (at, (&head, place)) in heads[..taken].iter().zip(places).enumerate() {
+            match self.queue.walk_lone(head, &mut place.chain) {
+                Ok(Some(Lone { slice, writable })) => {
+                    // Drivers put the net header right in front of the frame: the first line may hold little else.
+                    let window = self.memory.window(slice);
+                    window.prefetch(0);
+                    window.prefetch(CACHE_LINE);
+                    // Nothing to be read where the device may write.
+                    place.lone = Some(if writable { GuestSlice::default() } else { slice });
+                }
+                Ok(None) => {
+                    place.lone = None;
+                    for &buffer in place.chain.readable().iter().take(2) {
+                        self.memory.window(buffer).prefetch(0);
+                    }
+                }
+                Err(fault) => {
+                    self.fault = Some(fault);
+                    return at;
+                }
             }
         }
         taken
     }
 
-    /// Copies net header and frame header out of a chain and checks them.
+    /// Copies net header and frame header, `limit` bytes of it at most, out of a chain and checks them.
     #[inline]
-    pub(crate) fn load(&self, chain: &Chain, header: &mut Header) -> Result<Received, DropReason> {
-        let memory = self.queue.memory();
-        let bytes = chain.readable_bytes().saturating_sub(self.header_bytes);
+    pub(crate) fn load(
+        &self,
+        buffers: &[GuestSlice],
+        header: &mut Header,
+        limit: usize,
+    ) -> Result<Received, DropReason> {
+        let all: u64 = buffers.iter().map(|buffer| u64::from(buffer.len())).sum();
+        let bytes = all.saturating_sub(self.header_bytes);
         if bytes < FRAME_BYTES_MIN as u64 {
             return Err(DropReason::TooShort);
         }
@@ -125,24 +178,32 @@ impl GuestSource {
             return Err(DropReason::TooLong);
         }
         let bytes = bytes as usize;
-        let mut net_header = [0; NET_HEADER_BYTES_LEGACY];
-        match chain.readable() {
-            // Of a known length where it can be: that is no call.
-            [first, ..] if first.len() as usize >= NET_HEADER_BYTES_LEGACY => {
-                memory.read(*first, 0, &mut net_header);
+        // What a driver says there without having agreed on anything means nothing, and a line less is read.
+        let says = self.allowed != Accepts::default();
+        let net_header = match buffers {
+            // One buffer, or net header and frame in one each: nearly all drivers.
+            [only] => {
+                let window = self.memory.window(*only);
+                let net_header = if says { window.read_array(0) } else { NOTHING_SAID };
+                header.load_up_to(reach(&net_header, limit), bytes, |to| {
+                    window.read(self.header_bytes as u32, to);
+                });
+                net_header
             }
-            _ => {
-                chain.read_at(memory, 0, &mut net_header);
+            [first, second] if u64::from(first.len()) == self.header_bytes => {
+                let net_header = if says { self.memory.window(*first).read_array(0) } else { NOTHING_SAID };
+                header.load_up_to(reach(&net_header, limit), bytes, |to| self.memory.read(*second, 0, to));
+                net_header
             }
-        }
-        header.load(bytes, |to| match chain.readable() {
-            // One descriptor, or net header and frame in one each: nearly all drivers.
-            [only] => memory.read(*only, self.header_bytes as u32, to),
-            [first, second] if u64::from(first.len()) == self.header_bytes => memory.read(*second, 0, to),
-            _ => {
-                chain.read_at(memory, self.header_bytes, to);
+            buffers => {
+                let mut net_header = NOTHING_SAID;
+                if says {
+                    read_at(&self.memory, buffers, 0, &mut net_header);
+                }
+                header.load(bytes, |to| read_at(&self.memory, buffers, self.header_bytes, to));
+                net_header
             }
-        });
+        };
         let offload = Offload::parse(&net_header, self.allowed, header.bytes(), bytes)?;
         header.set_partial_checksum(offload.partial.is_some());
         Ok(Received { bytes: bytes as u32, offload })
