@@ -71,6 +71,12 @@ struct Flags {
     /// Flow entries at most [default: 1000000]
     #[arg(long, value_name = "COUNT")]
     flow_limit: Option<String>,
+    /// Groups at most [default: 4096]
+    #[arg(long, value_name = "COUNT")]
+    group_limit: Option<String>,
+    /// Meters at most [default: 4096]
+    #[arg(long, value_name = "COUNT")]
+    meter_limit: Option<String>,
     /// How long a learned address is kept without a frame from it, in seconds [default: 300]
     #[arg(long, value_name = "SECONDS")]
     ageing_s: Option<String>,
@@ -101,6 +107,12 @@ impl Flags {
                 flow_limit: settings
                     .parsed("flow_limit", self.flow_limit.as_deref(), "give a number of flows")
                     .unwrap_or(defaults.flow_limit),
+                group_limit: settings
+                    .parsed("group_limit", self.group_limit.as_deref(), "give a number of groups")
+                    .unwrap_or(defaults.group_limit),
+                meter_limit: settings
+                    .parsed("meter_limit", self.meter_limit.as_deref(), "give a number of meters")
+                    .unwrap_or(defaults.meter_limit),
             },
             controllers: settings.list(
                 "controller",

@@ -32,6 +32,9 @@ impl Egress for Count {
         self.sent += 1;
     }
     fn packet_in(&mut self, _: PacketIn, _: u16, _: &Header) {}
+    fn frame_bytes(&self, header: &Header) -> usize {
+        header.len()
+    }
     fn dropped(&mut self, _: DropReason) {
         self.dropped += 1;
     }

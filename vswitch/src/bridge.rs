@@ -12,6 +12,8 @@ use tokio::sync::broadcast;
 use crate::fdb::Fdb;
 use crate::flow::{Action, Flow};
 use crate::flow_tables::{FLOW_LIMIT_DEFAULT, FlowChange, FlowModError, FlowTables, Removed, Selection};
+use crate::groups::{GROUP_LIMIT_DEFAULT, Group, GroupChange, GroupError};
+use crate::meters::{METER_LIMIT_DEFAULT, Meter, MeterChange, MeterError};
 use crate::model::{
     Clock, Fence, PacketOut, Passed, PortConfig, PortCounters, PortNo, Snapshot, SwitchControl,
 };
@@ -41,11 +43,21 @@ pub struct BridgeConfig {
     pub fail_mode: FailMode,
     /// Flows in all tables together.
     pub flow_limit: usize,
+    /// Groups.
+    pub group_limit: usize,
+    /// Meters.
+    pub meter_limit: usize,
 }
 
 impl Default for BridgeConfig {
     fn default() -> BridgeConfig {
-        BridgeConfig { datapath_id: 1, fail_mode: FailMode::Standalone, flow_limit: FLOW_LIMIT_DEFAULT }
+        BridgeConfig {
+            datapath_id: 1,
+            fail_mode: FailMode::Standalone,
+            flow_limit: FLOW_LIMIT_DEFAULT,
+            group_limit: GROUP_LIMIT_DEFAULT,
+            meter_limit: METER_LIMIT_DEFAULT,
+        }
     }
 }
 
@@ -110,6 +122,10 @@ pub struct PortChangeRequest {
 pub enum Change {
     /// Of flows.
     Flow(FlowChange),
+    /// Of a group.
+    Group(GroupChange),
+    /// Of a meter.
+    Meter(MeterChange),
     /// Of a port.
     Port(PortChangeRequest),
 }
@@ -120,6 +136,12 @@ pub enum ChangeError {
     /// A change of flows.
     #[error(transparent)]
     Flow(#[from] FlowModError),
+    /// A change of a group.
+    #[error(transparent)]
+    Group(#[from] GroupError),
+    /// A change of a meter.
+    #[error(transparent)]
+    Meter(#[from] MeterError),
     /// There is no such port.
     #[error("there is no port {0}")]
     NoSuchPort(PortNo),
@@ -154,6 +176,14 @@ struct State {
     decision: Decision,
 }
 
+impl State {
+    /// Takes over what the ports are now, for the next publication.
+    fn take_ports(&mut self) {
+        self.published_ports = Arc::new(Ports::new(self.ports.values().cloned()));
+        self.flows.set_ports(&self.published_ports);
+    }
+}
+
 /// The control side. See the module's documentation.
 pub struct Bridge {
     config: BridgeConfig,
@@ -173,7 +203,8 @@ impl Bridge {
         clock: Clock,
     ) -> Bridge {
         let state = State {
-            flows: FlowTables::new(data_path.workers(), config.flow_limit),
+            flows: FlowTables::new(data_path.workers(), config.flow_limit)
+                .with_limits(config.group_limit, config.meter_limit),
             ports: BTreeMap::new(),
             port_added_ms: BTreeMap::new(),
             published_ports: Arc::default(),
@@ -287,7 +318,7 @@ impl Bridge {
     }
 
     fn ports_changed(&self, state: &mut State) {
-        state.published_ports = Arc::new(Ports::new(state.ports.values().cloned()));
+        state.take_ports();
         state.unpublished = true;
         self.publish_locked(state);
     }
@@ -345,11 +376,11 @@ impl Bridge {
     /// # Errors
     /// The first rule that it breaks; nothing is changed then.
     pub fn apply(&self, change: &Change) -> Result<Vec<Removed>, ChangeError> {
+        let now_ms = self.clock.now_ms();
         match change {
-            Change::Flow(change) => {
-                let now_ms = self.clock.now_ms();
-                Ok(self.change(|flows| flows.apply(change, now_ms))?)
-            }
+            Change::Flow(change) => Ok(self.change(|flows| flows.apply(change, now_ms))?),
+            Change::Group(change) => Ok(self.change(|flows| flows.apply_group(change, now_ms))?),
+            Change::Meter(change) => Ok(self.change(|flows| flows.apply_meter(change, now_ms))?),
             Change::Port(_) => self.commit(std::slice::from_ref(change)).map_err(|error| error.source),
         }
     }
@@ -367,6 +398,8 @@ impl Bridge {
         for (at, change) in changes.iter().enumerate() {
             let result = match change {
                 Change::Flow(change) => state.flows.apply(change, now_ms).map_err(ChangeError::Flow),
+                Change::Group(change) => state.flows.apply_group(change, now_ms).map_err(ChangeError::Group),
+                Change::Meter(change) => state.flows.apply_meter(change, now_ms).map_err(ChangeError::Meter),
                 Change::Port(request) => configure_port(&mut state, request, &mut ports).map(|()| Vec::new()),
             };
             match result {
@@ -383,7 +416,7 @@ impl Bridge {
         state.flows.commit();
         state.unpublished = true;
         if !ports.is_empty() {
-            state.published_ports = Arc::new(Ports::new(state.ports.values().cloned()));
+            state.take_ports();
         }
         self.publish_locked(&mut state);
         ports.sort_by_key(|port| port.ofport);
@@ -396,6 +429,26 @@ impl Bridge {
             let _ = self.events.send(Event::Port(PortChange::Modified, config));
         }
         Ok(removed)
+    }
+
+    /// The groups by number, each with the number of flows and groups that use it. Their counters are exact at any
+    /// time.
+    pub fn groups(&self) -> Vec<(Arc<Group>, u32)> {
+        self.lock().flows.groups().list()
+    }
+
+    /// Whether every group that the actions name exists.
+    pub fn knows_groups(&self, actions: &[Action]) -> bool {
+        let state = self.lock();
+        actions.iter().all(|action| match action {
+            Action::Group(id) => state.flows.groups().contains(*id),
+            _ => true,
+        })
+    }
+
+    /// The meters by number, each with the number of flows that use it. Their counters are exact at any time.
+    pub fn meters(&self) -> Vec<(Arc<Meter>, u32)> {
+        self.lock().flows.meters().list()
     }
 
     /// The selected flows. Their counters are exact as of a preceding [`Bridge::drain_counters`].

@@ -15,6 +15,8 @@ pub const ACTIONS_MAX: usize = 256;
 pub enum Action {
     /// Change the packet.
     Edit(Edit),
+    /// Send it through a group.
+    Group(u32),
     /// Send it to a port, which may be a reserved one.
     Output {
         /// The port.
@@ -58,6 +60,7 @@ fn kind_of(action: &Action) -> (u8, u8) {
 fn kind(action: &Action) -> (u8, u8) {
     match action {
         Action::Edit(edit) => edit_kind(edit),
+        Action::Group(_) => (10, 0),
         Action::Output { .. } => (11, 0),
     }
 }
@@ -111,6 +114,8 @@ fn edit_kind(edit: &Edit) -> (u8, u8) {
 /// What a flow entry does with the packets that match it.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
 pub struct Instructions {
+    /// Meter: before everything else.
+    pub meter: Option<u32>,
     /// Apply-Actions: at once, in this order.
     pub apply: Vec<Action>,
     /// Clear-Actions: empty the action set (after `apply`).
@@ -129,6 +134,14 @@ impl Instructions {
     /// All actions, of both lists.
     pub fn actions(&self) -> impl Iterator<Item = &Action> {
         self.apply.iter().chain(&self.write)
+    }
+
+    /// The groups that packets are sent through.
+    pub fn groups(&self) -> impl Iterator<Item = u32> + '_ {
+        self.actions().filter_map(|action| match action {
+            Action::Group(id) => Some(*id),
+            _ => None,
+        })
     }
 
     /// Whether some action sends packets to `port`.

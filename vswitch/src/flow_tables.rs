@@ -8,7 +8,10 @@ use std::sync::Arc;
 use packet::{Edit, FlowKey, field};
 
 use crate::flow::{Action, Flow, FlowFlags, FlowStats, Instructions};
+use crate::groups::{GROUP_LIMIT_DEFAULT, GroupChange, GroupError, GroupTable, Groups};
+use crate::meters::{METER_LIMIT_DEFAULT, MeterChange, MeterError, MeterTable, Meters};
 use crate::model::PortNo;
+use crate::ports::Ports;
 use crate::tables::{SubTable, TABLES, Table, Tables};
 
 /// Flows in all tables together, unless configured otherwise.
@@ -26,6 +29,12 @@ pub enum FlowModError {
         /// The limit.
         limit: usize,
     },
+    /// An action names a group that does not exist.
+    #[error("there is no group {0}; add it first")]
+    UnknownGroup(u32),
+    /// The flow names a meter that does not exist.
+    #[error("there is no meter {0}; add it first")]
+    UnknownMeter(u32),
     /// CHECK_OVERLAP, and a flow of the same priority overlaps.
     #[error("the flow overlaps one of the same priority {priority}")]
     Overlap {
@@ -129,8 +138,7 @@ impl Selection {
         };
         fits && (flow.cookie ^ self.cookie) & self.cookie_mask == 0
             && (self.out_port == PortNo::ANY || flow.instructions.outputs_to(self.out_port))
-            // Without groups no flow uses one.
-            && self.out_group == ANY_GROUP
+            && (self.out_group == ANY_GROUP || flow.instructions.groups().any(|id| id == self.out_group))
     }
 }
 
@@ -141,8 +149,10 @@ pub enum RemovedReason {
     IdleTimeout,
     /// Its hard timeout passed.
     HardTimeout,
-    /// Deleted by a flow-mod.
+    /// Deleted by a flow-mod, or with its meter.
     Delete,
+    /// Deleted with its group.
+    GroupDelete,
 }
 
 /// A flow that went.
@@ -199,8 +209,13 @@ pub struct FlowTables {
     limit: usize,
     workers: usize,
     next_id: u64,
+    groups: GroupTable,
+    meters: MeterTable,
+    ports: Arc<Ports>,
     /// What was done since [`FlowTables::begin`]; `None` outside of a transaction.
     steps: Option<Vec<Step>>,
+    /// Groups and meters as they were then.
+    before: Option<(Groups, Meters)>,
 }
 
 impl FlowTables {
@@ -216,22 +231,33 @@ impl FlowTables {
             limit,
             workers,
             next_id: 0,
+            groups: GroupTable::new(workers, GROUP_LIMIT_DEFAULT),
+            meters: MeterTable::new(workers, METER_LIMIT_DEFAULT),
+            ports: Arc::default(),
             steps: None,
+            before: None,
         }
     }
 
     /// Begins a transaction: what is changed from now on can be undone until [`FlowTables::commit`].
     pub fn begin(&mut self) {
         self.steps = Some(Vec::new());
+        self.before = Some((self.groups.all().clone(), self.meters.all().clone()));
     }
 
     /// Ends a transaction and keeps what was done.
     pub fn commit(&mut self) {
-        self.steps = None;
+        (self.steps, self.before) = (None, None);
     }
 
     /// Ends a transaction and undoes what was done since it began, counters included.
     pub fn roll_back(&mut self) {
+        if let Some((groups, meters)) = self.before.take() {
+            self.groups.restore(groups);
+            self.meters.restore(meters);
+            self.publish_groups();
+            self.publish_meters();
+        }
         for step in self.steps.take().into_iter().flatten().rev() {
             match step {
                 Step::Put { flow, old: Some(old) } => self.put(old, Some(&flow)),
@@ -253,6 +279,14 @@ impl FlowTables {
             }
             FlowChange::Delete(selection) => self.delete(selection, now_ms),
         }
+    }
+
+    /// With other limits than the usual ones for groups and meters.
+    #[must_use]
+    pub fn with_limits(mut self, groups: usize, meters: usize) -> FlowTables {
+        self.groups = GroupTable::new(self.workers, groups);
+        self.meters = MeterTable::new(self.workers, meters);
+        self
     }
 
     /// The tables as they are now, to be published: cheap to clone.
@@ -287,7 +321,7 @@ impl FlowTables {
     pub fn add(&mut self, new: NewFlow, now_ms: u64) -> Result<(), FlowModError> {
         let key = new.key.masked(&new.mask);
         let table = self.tables.table(new.table).ok_or(FlowModError::BadTable(new.table))?;
-        check_goto(new.table, &new.instructions)?;
+        self.check_instructions(new.table, &new.instructions)?;
         if new.flags.check_overlap && overlaps(table, &key, &new.mask, new.priority) {
             return Err(FlowModError::Overlap { priority: new.priority });
         }
@@ -331,7 +365,7 @@ impl FlowTables {
     ) -> Result<usize, FlowModError> {
         let table = selection.table.unwrap_or(u8::MAX);
         self.tables.table(table).ok_or(FlowModError::BadTable(table))?;
-        check_goto(table, instructions)?;
+        self.check_instructions(table, instructions)?;
         let flows = self.select(selection)?;
         for old in &flows {
             let stats = if reset_counts { FlowStats::new(self.workers) } else { old.stats.clone() };
@@ -417,10 +451,9 @@ impl FlowTables {
         }
         let table = usize::from(flow.table);
         let dependent = self.dependent();
-        self.popping += usize::from(pops(&flow));
-        self.labelling += usize::from(labels(&flow));
+        self.remember(&flow);
         if let Some(old) = old {
-            self.forget_edits(old);
+            self.forget(old);
         }
         let priorities = self.priorities[table].entry(*flow.mask).or_default();
         if old.is_none() {
@@ -456,7 +489,7 @@ impl FlowTables {
         let table = usize::from(flow.table);
         let dependent = self.dependent();
         self.len -= 1;
-        self.forget_edits(flow);
+        self.forget(flow);
         let priorities = self.priorities[table].entry(*flow.mask).or_default();
         priorities.remove(flow.priority);
         let table_ref = Arc::make_mut(&mut self.tables.tables[table]);
@@ -475,9 +508,28 @@ impl FlowTables {
         }
     }
 
-    fn forget_edits(&mut self, flow: &Flow) {
+    /// Forgets what was counted of a flow that goes.
+    fn forget(&mut self, flow: &Flow) {
         self.popping -= usize::from(pops(flow));
         self.labelling -= usize::from(labels(flow));
+        let drop_user = |users: &mut HashMap<u32, u32>, id: u32| {
+            if let Some(count) = users.get_mut(&id) {
+                *count -= 1;
+                if *count == 0 {
+                    users.remove(&id);
+                }
+            }
+        };
+        flow.instructions.groups().for_each(|id| drop_user(&mut self.groups.users, id));
+        flow.instructions.meter.iter().for_each(|id| drop_user(&mut self.meters.users, *id));
+    }
+
+    /// Counts what others have to know of a flow that comes.
+    fn remember(&mut self, flow: &Flow) {
+        self.popping += usize::from(pops(flow));
+        self.labelling += usize::from(labels(flow));
+        flow.instructions.groups().for_each(|id| *self.groups.users.entry(id).or_default() += 1);
+        flow.instructions.meter.iter().for_each(|id| *self.meters.users.entry(*id).or_default() += 1);
     }
 
     /// Which edits there are that make what is below a tag or label visible.
@@ -508,12 +560,86 @@ impl FlowTables {
     }
 }
 
-fn check_goto(table: u8, instructions: &Instructions) -> Result<(), FlowModError> {
-    match instructions.goto {
-        Some(goto) if goto <= table || usize::from(goto) >= TABLES => {
-            Err(FlowModError::BadGoto { table, goto })
+/// Groups and meters.
+impl FlowTables {
+    fn check_instructions(&self, table: u8, instructions: &Instructions) -> Result<(), FlowModError> {
+        if let Some(goto) = instructions.goto
+            && (goto <= table || usize::from(goto) >= TABLES)
+        {
+            return Err(FlowModError::BadGoto { table, goto });
         }
-        _ => Ok(()),
+        if let Some(id) = instructions.groups().find(|id| !self.groups.contains(*id)) {
+            return Err(FlowModError::UnknownGroup(id));
+        }
+        match instructions.meter {
+            Some(id) if !self.meters.contains(id) => Err(FlowModError::UnknownMeter(id)),
+            _ => Ok(()),
+        }
+    }
+
+    /// The groups.
+    pub(crate) fn groups(&self) -> &GroupTable {
+        &self.groups
+    }
+
+    /// The meters.
+    pub(crate) fn meters(&self) -> &MeterTable {
+        &self.meters
+    }
+
+    /// Which ports are up decides which buckets of groups are live.
+    pub fn set_ports(&mut self, ports: &Arc<Ports>) {
+        self.ports = ports.clone();
+        self.publish_groups();
+    }
+
+    fn publish_groups(&mut self) {
+        self.tables.groups = Arc::new(self.groups.live(&self.ports));
+    }
+
+    fn publish_meters(&mut self) {
+        self.tables.meters = Arc::new(self.meters.live());
+    }
+
+    /// Carries out a change of a group, and returns the flows that it deleted. A modified group counts anew.
+    ///
+    /// # Errors
+    /// Nothing is changed then.
+    pub fn apply_group(&mut self, change: &GroupChange, now_ms: u64) -> Result<Vec<Removed>, GroupError> {
+        let deleted = self.groups.apply(change, now_ms)?;
+        self.publish_groups();
+        if !deleted.iter().any(|id| self.groups.users.contains_key(id)) {
+            return Ok(Vec::new());
+        }
+        let uses = |flow: &Flow| flow.instructions.groups().any(|id| deleted.binary_search(&id).is_ok());
+        Ok(self.take_all(uses, RemovedReason::GroupDelete, now_ms))
+    }
+
+    /// Carries out a change of a meter, and returns the flows that it deleted.
+    ///
+    /// # Errors
+    /// Nothing is changed then.
+    pub fn apply_meter(&mut self, change: &MeterChange, now_ms: u64) -> Result<Vec<Removed>, MeterError> {
+        let deleted = self.meters.apply(change, now_ms)?;
+        self.publish_meters();
+        if !deleted.iter().any(|id| self.meters.users.contains_key(id)) {
+            return Ok(Vec::new());
+        }
+        let uses = |flow: &Flow| flow.instructions.meter.is_some_and(|id| deleted.binary_search(&id).is_ok());
+        Ok(self.take_all(uses, RemovedReason::Delete, now_ms))
+    }
+
+    /// Takes out every flow of which `which` is true.
+    fn take_all(
+        &mut self,
+        which: impl Fn(&Flow) -> bool,
+        reason: RemovedReason,
+        now_ms: u64,
+    ) -> Vec<Removed> {
+        let all = self.tables.tables.iter().flat_map(|table| table.iter());
+        let flows: Vec<Arc<Flow>> = all.filter(|flow| which(flow)).cloned().collect();
+        flows.iter().for_each(|flow| self.take(flow));
+        flows.into_iter().map(|flow| Removed { flow, reason, at_ms: now_ms }).collect()
     }
 }
 

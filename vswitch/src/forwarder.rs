@@ -12,12 +12,13 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use packet::{Depth, FlowKey, Header, MacAddr, Outcome, edit, field, parse_to};
+use packet::{Depth, Edit, FlowKey, Header, MacAddr, Outcome, edit, field, parse_to};
 
 use crate::cache::{Entry, FlowCache, LINES_MAX, Place};
 use crate::fdb::Fdb;
+use crate::meters::{Metered, remark};
 use crate::model::{DropReason, Op, PacketIn, PacketInReason, PacketOut, PortNo, Snapshot, Target, Verdict};
-use crate::pipeline::{self, Decision};
+use crate::pipeline::{self, Decision, OPS_MAX};
 use crate::ports::EgressTag;
 use crate::tables::TableStats;
 
@@ -55,8 +56,20 @@ pub trait Egress {
     /// A copy of the packet goes to the controller: complete `packet_in.frame` (it holds nothing yet) with up to
     /// `max_len` bytes of `header` and payload, set `total_len`, and send it.
     fn packet_in(&mut self, packet_in: PacketIn, max_len: u16, header: &Header);
+    /// Bytes of the packet with this header.
+    fn frame_bytes(&self, header: &Header) -> usize;
     /// The packet, or one of its copies, goes nowhere.
     fn dropped(&mut self, reason: DropReason);
+}
+
+/// A packet on its way through groups.
+struct Walk {
+    in_port: PortNo,
+    now_ms: u64,
+    /// Table and cookie of the flow that sent it there.
+    table: u8,
+    cookie: u64,
+    steps_left: usize,
 }
 
 /// One worker's view of the switch: its snapshot, its cache of decisions, the shared forwarding database.
@@ -300,17 +313,121 @@ impl Forwarder {
         }
         for op in &verdict.ops {
             match *op {
-                Op::Edit(edit) => match edit.apply(header) {
-                    Outcome::Done | Outcome::Absent => {}
-                    Outcome::NoRoom => return egress.dropped(DropReason::NoHeadroom),
-                    Outcome::Expired => {
-                        self.invalid_ttl(in_port, header, now_ms, egress);
-                        return egress.dropped(DropReason::TtlExpired);
+                Op::Edit(edit) => {
+                    if !self.edit(edit, in_port, header, now_ms, egress) {
+                        return;
                     }
-                },
+                }
                 Op::Output(target) => self.output(target, in_port, header, now_ms, egress),
+                Op::Group { id, table, cookie } => {
+                    let mut walk = Walk { in_port, now_ms, table, cookie, steps_left: OPS_MAX };
+                    self.group(id, &mut walk, header, egress);
+                }
+                Op::Meter(id) => {
+                    if !self.meter(id, header, now_ms, egress) {
+                        return;
+                    }
+                }
             }
         }
+        if let Some(Op::Meter(_)) = verdict.ops.last() {
+            egress.dropped(verdict.drop);
+        }
+    }
+
+    /// Applies an edit; `false`: the packet ended here.
+    #[inline]
+    fn edit(
+        &self,
+        edit: Edit,
+        in_port: PortNo,
+        header: &mut Header,
+        now_ms: u64,
+        egress: &mut impl Egress,
+    ) -> bool {
+        match edit.apply(header) {
+            Outcome::Done | Outcome::Absent => return true,
+            Outcome::NoRoom => egress.dropped(DropReason::NoHeadroom),
+            Outcome::Expired => {
+                self.invalid_ttl(in_port, header, now_ms, egress);
+                egress.dropped(DropReason::TtlExpired);
+            }
+        }
+        false
+    }
+
+    /// Sends copies of a packet through a group.
+    #[cold]
+    fn group(&self, id: u32, walk: &mut Walk, header: &mut Header, egress: &mut impl Egress) {
+        let live = self.snapshot.tables.groups.get(id);
+        let buckets =
+            live.map_or(0..0, |live| live.buckets(|| packet::parse(header.bytes(), walk.in_port.0)));
+        if let Some(live) = live {
+            let bytes = egress.frame_bytes(header) as u64;
+            live.group.stats.cell(self.worker).add(1, bytes, walk.now_ms);
+            for bucket in buckets.clone() {
+                live.group.bucket_stats[bucket].cell(self.worker).add(1, bytes, walk.now_ms);
+                self.bucket(&live.group.ops[bucket], walk, header, egress);
+            }
+        }
+        if buckets.is_empty() {
+            egress.dropped(DropReason::NoLiveBucket);
+        }
+    }
+
+    fn bucket(&self, ops: &[Op], walk: &mut Walk, header: &mut Header, egress: &mut impl Egress) {
+        if ops.iter().all(|op| matches!(op, Op::Edit(_))) {
+            egress.dropped(DropReason::NoActions);
+        } else if ops.iter().any(|op| matches!(op, Op::Edit(_))) {
+            self.bucket_steps(ops, walk, &mut header.clone(), egress);
+        } else {
+            self.bucket_steps(ops, walk, header, egress);
+        }
+    }
+
+    fn bucket_steps(&self, ops: &[Op], walk: &mut Walk, header: &mut Header, egress: &mut impl Egress) {
+        let Walk { in_port, now_ms, table, cookie, .. } = *walk;
+        for op in ops {
+            if walk.steps_left == 0 {
+                // Groups behind groups multiply: what one packet causes is bounded.
+                return egress.dropped(DropReason::NoActions);
+            }
+            walk.steps_left -= 1;
+            match *op {
+                Op::Edit(edit) => {
+                    if !self.edit(edit, in_port, header, now_ms, egress) {
+                        return;
+                    }
+                }
+                Op::Output(Target::Controller { max_len, reason, .. }) => {
+                    let target = Target::Controller { max_len, reason, table, cookie };
+                    self.output(target, in_port, header, now_ms, egress);
+                }
+                Op::Output(target) => self.output(target, in_port, header, now_ms, egress),
+                Op::Group { id, .. } => self.group(id, walk, header, egress),
+                // Meters belong to flows.
+                Op::Meter(_) => {}
+            }
+        }
+    }
+
+    /// Lets a meter decide; `false`: the packet ended here.
+    #[cold]
+    fn meter(&self, id: u32, header: &mut Header, now_ms: u64, egress: &mut impl Egress) -> bool {
+        // A meter that is gone has taken its flows along.
+        let Some(meter) = self.snapshot.tables.meters.get(id) else { return true };
+        match meter.take(self.worker, egress.frame_bytes(header), now_ms) {
+            Metered::Pass => {}
+            Metered::Remark(level) => {
+                let key = packet::parse(header.bytes(), 0);
+                remark(header, &key, level);
+            }
+            Metered::Drop => {
+                egress.dropped(DropReason::Metered);
+                return false;
+            }
+        }
+        true
     }
 
     #[inline]

@@ -232,11 +232,15 @@ pub enum DropReason {
     BufferTooSmall,
     /// The sender's virtio header is malformed.
     BadHeader,
+    /// Above the rate of a meter.
+    Metered,
+    /// No bucket of the group is live.
+    NoLiveBucket,
 }
 
 impl DropReason {
     /// Every reason, in the order of their numbers.
-    pub const ALL: [DropReason; 17] = [
+    pub const ALL: [DropReason; 19] = [
         DropReason::TooShort,
         DropReason::TableMiss,
         DropReason::NoActions,
@@ -254,6 +258,8 @@ impl DropReason {
         DropReason::RingFull,
         DropReason::BufferTooSmall,
         DropReason::BadHeader,
+        DropReason::Metered,
+        DropReason::NoLiveBucket,
     ];
 
     /// The label in metrics.
@@ -276,6 +282,8 @@ impl DropReason {
             DropReason::RingFull => "ring_full",
             DropReason::BufferTooSmall => "buffer_too_small",
             DropReason::BadHeader => "bad_header",
+            DropReason::Metered => "metered",
+            DropReason::NoLiveBucket => "no_live_bucket",
         }
     }
 }
@@ -298,6 +306,17 @@ pub enum Op {
     Edit(Edit),
     /// Send it as it is now.
     Output(Target),
+    /// Send a copy through a group.
+    Group {
+        /// The group.
+        id: u32,
+        /// Table of the flow that sent it, for packet-ins.
+        table: u8,
+        /// Cookie of that flow.
+        cookie: u64,
+    },
+    /// Let a meter decide whether the packet goes on.
+    Meter(u32),
 }
 
 /// Where an output goes.

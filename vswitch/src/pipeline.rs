@@ -77,10 +77,10 @@ fn finish(decision: &mut Decision) {
     if decision.ops.len() > OPS_MAX {
         decision.ops.truncate(OPS_MAX);
     }
-    let last_output = decision.ops.iter().rposition(|op| matches!(op, Op::Output(_)));
-    // Edits after the last output change nothing that anybody sees.
-    decision.ops.truncate(last_output.map_or(0, |at| at + 1));
-    if !decision.ops.is_empty() {
+    // Edits after the last step that somebody sees change nothing.
+    let last = decision.ops.iter().rposition(|op| !matches!(op, Op::Edit(_)));
+    decision.ops.truncate(last.map_or(0, |at| at + 1));
+    if decision.ops.iter().any(|op| matches!(op, Op::Output(_) | Op::Group { .. })) {
         decision.drop = None;
     }
 }
@@ -103,6 +103,9 @@ fn run(tables: &Tables, mut key: FlowKey, decision: &mut Decision) {
         let reason = if miss_entry { PacketInReason::TableMiss } else { PacketInReason::Action };
         origin = Origin { reason, table: number, cookie: flow.cookie };
         let instructions = &flow.instructions;
+        if let Some(meter) = instructions.meter {
+            decision.ops.push(Op::Meter(meter));
+        }
         for action in &instructions.apply {
             execute(*action, &mut key, origin, decision);
         }
@@ -124,6 +127,10 @@ fn run(tables: &Tables, mut key: FlowKey, decision: &mut Decision) {
     let action_set = std::mem::take(&mut decision.action_set);
     for action in action_set.actions() {
         execute(*action, &mut key, origin, decision);
+        if matches!(action, Action::Group(_)) {
+            // A group takes the place of the output (5.10).
+            break;
+        }
     }
     decision.action_set = action_set;
     decision.drop = Some(DropReason::NoActions);
@@ -140,12 +147,33 @@ fn execute(action: Action, key: &mut FlowKey, origin: Origin, decision: &mut Dec
             edit.apply_to_key(key);
             decision.ops.push(Op::Edit(edit));
         }
+        // Its buckets work on copies: nothing that follows depends on them.
+        Action::Group(id) => {
+            decision.ops.push(Op::Group { id, table: origin.table, cookie: origin.cookie });
+        }
         Action::Output { port, max_len } => {
             if let Some(target) = target(port, max_len, origin) {
                 decision.ops.push(Op::Output(target));
             }
         }
     }
+}
+
+/// The steps of a bucket with this action set. Who sent the packet through the group is filled in when they are taken.
+pub(crate) fn steps_of_bucket(set: &ActionSet) -> Vec<Op> {
+    let origin = Origin { reason: PacketInReason::Action, table: 0, cookie: u64::MAX };
+    let mut ops = Vec::new();
+    for action in set.actions() {
+        match *action {
+            Action::Edit(edit) => ops.push(Op::Edit(edit)),
+            Action::Group(id) => {
+                ops.push(Op::Group { id, table: 0, cookie: u64::MAX });
+                break;
+            }
+            Action::Output { port, max_len } => ops.extend(target(port, max_len, origin).map(Op::Output)),
+        }
+    }
+    ops
 }
 
 fn target(port: PortNo, max_len: u16, origin: Origin) -> Option<Target> {

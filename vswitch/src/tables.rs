@@ -7,11 +7,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use packet::{Depth, FlowKey, WORDS, field};
 
 use crate::flow::Flow;
+use crate::groups::LiveGroups;
 use crate::hash;
+use crate::meters::LiveMeters;
 use crate::trie::Trie;
 
 /// Flow tables of the switch, numbered from 0.
-pub const TABLES: usize = 16;
+pub const TABLES: usize = 64;
 
 /// The flows of one table that have the same mask.
 #[derive(Clone)]
@@ -186,19 +188,24 @@ pub struct TableCounters {
 impl TableStats {
     /// Zeros for `workers` workers and the control side.
     pub fn new(workers: usize) -> TableStats {
-        TableStats((0..=workers).map(|_| Default::default()).collect())
+        TableStats((0..=workers).map(|_| std::array::from_fn(|_| TableCell::default())).collect())
     }
 
     /// Counts `packets` packets for the tables in the bit sets. Only `worker` itself calls this for its row.
     pub fn add(&self, worker: usize, looked_up: u64, hit: u64, packets: u64) {
-        for (table, cell) in self.0[worker].iter().enumerate() {
-            let count = |counter: &AtomicU64, set: u64| {
-                if set >> table & 1 != 0 {
-                    counter.store(counter.load(Ordering::Relaxed) + packets, Ordering::Relaxed);
-                }
-            };
-            count(&cell.lookups, looked_up);
-            count(&cell.matches, hit);
+        let row = &self.0[worker];
+        let count = |counter: &AtomicU64| {
+            counter.store(counter.load(Ordering::Relaxed) + packets, Ordering::Relaxed);
+        };
+        let mut rest = looked_up;
+        while rest != 0 {
+            let cell = &row[rest.trailing_zeros() as usize];
+            count(&cell.lookups);
+            // No table matches without having been looked up.
+            if hit & rest & rest.wrapping_neg() != 0 {
+                count(&cell.matches);
+            }
+            rest &= rest - 1;
         }
     }
 
@@ -217,6 +224,8 @@ pub struct Tables {
     pub(crate) tables: [Arc<Table>; TABLES],
     pub(crate) mask: FlowKey,
     pub(crate) normal_on_miss: bool,
+    pub(crate) groups: Arc<LiveGroups>,
+    pub(crate) meters: Arc<LiveMeters>,
     stats: Arc<TableStats>,
 }
 
@@ -225,7 +234,9 @@ impl Tables {
     /// dropped.
     pub fn empty(workers: usize, normal_on_miss: bool) -> Tables {
         let tables = std::array::from_fn(|_| Arc::default());
-        Tables { tables, mask: FlowKey::ZERO, normal_on_miss, stats: Arc::new(TableStats::new(workers)) }
+        let stats = Arc::new(TableStats::new(workers));
+        let (groups, meters) = (Arc::default(), Arc::default());
+        Tables { tables, mask: FlowKey::ZERO, normal_on_miss, groups, meters, stats }
     }
 
     /// Lookups and matches of the tables.

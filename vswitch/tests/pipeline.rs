@@ -187,7 +187,7 @@ fn model_order(action: &Action) -> u32 {
         Action::Edit(Edit::SetVlanVid(_)) => 3,
         Action::Edit(Edit::SetVlanPcp(_)) => 4,
         Action::Edit(_) => 5,
-        Action::Output { .. } => 100,
+        Action::Group(_) | Action::Output { .. } => 100,
     }
 }
 
@@ -209,6 +209,7 @@ fn model_execute(
             ops.push(Op::Output(Target::Controller { max_len, reason, table, cookie }));
         }
         Action::Output { port, .. } => ops.push(Op::Output(Target::Port(port))),
+        Action::Group(id) => ops.push(Op::Group { id, table, cookie }),
     }
 }
 

@@ -83,38 +83,56 @@ pub fn instructions(wire: &[Instruction], matching: &Match) -> Result<Arc<Instru
         match instruction {
             Instruction::GotoTable(table) => result.goto = Some(*table),
             Instruction::WriteMetadata { metadata, mask } => result.metadata = Some((*metadata, *mask)),
-            Instruction::ApplyActions(list) => result.apply = actions(list, Some(matching))?,
-            Instruction::WriteActions(list) => result.write = list_of(list, Some(matching), true)?,
+            Instruction::ApplyActions(list) => result.apply = list_of(list, Some(matching), Place::List)?,
+            Instruction::WriteActions(list) => result.write = list_of(list, Some(matching), Place::Set)?,
             Instruction::ClearActions => result.clear = true,
-            Instruction::Meter(_) => return Err(ErrorCode::UNSUPPORTED_INSTRUCTION),
+            Instruction::Meter(id) => result.meter = Some(*id),
             Instruction::Experimenter { .. } => return Err(ErrorCode::INSTRUCTION_BAD_EXPERIMENTER),
         }
     }
     Ok(Arc::new(result))
 }
 
-/// An action list. `matching`: that of the flow; `None` for a packet-out, where TABLE is a legal port.
+/// Where actions stand.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// Apply-Actions: in this order.
+    List,
+    /// An action set, which has an order of its own.
+    Set,
+    /// A packet-out: as a list, and TABLE is a legal port.
+    PacketOut,
+}
+
+/// The actions of a packet-out.
 ///
 /// # Errors
 /// See [`instructions`].
-pub fn actions(wire: &[ofp::Action], matching: Option<&Match>) -> Result<Vec<Action>, ErrorCode> {
-    list_of(wire, matching, false)
+pub fn packet_out(wire: &[ofp::Action]) -> Result<Vec<Action>, ErrorCode> {
+    list_of(wire, None, Place::PacketOut)
 }
 
-/// `unordered`: an action set.
-fn list_of(
-    wire: &[ofp::Action],
-    matching: Option<&Match>,
-    unordered: bool,
-) -> Result<Vec<Action>, ErrorCode> {
+/// The actions of a bucket: a set for packets of which nothing is known.
+///
+/// # Errors
+/// See [`instructions`].
+pub fn bucket(wire: &[ofp::Action]) -> Result<Vec<Action>, ErrorCode> {
+    list_of(wire, None, Place::Set)
+}
+
+fn list_of(wire: &[ofp::Action], matching: Option<&Match>, place: Place) -> Result<Vec<Action>, ErrorCode> {
     if wire.len() > ACTIONS_MAX {
         return Err(ErrorCode::ACTION_TOO_MANY);
     }
-    let mut known = Known::new(matching, wire, unordered);
+    let mut known = Known::new(matching, wire, place == Place::Set);
     let mut list = Vec::with_capacity(wire.len());
     for action in wire {
         list.push(match action {
-            ofp::Action::Output { port, max_len } => output(PortNo(port.0), *max_len, matching.is_none())?,
+            ofp::Action::Output { port, max_len } => {
+                output(PortNo(port.0), *max_len, place == Place::PacketOut)?
+            }
+            ofp::Action::Group(id) if *id > ofp::group::MAX => return Err(ErrorCode::ACTION_BAD_OUT_GROUP),
+            ofp::Action::Group(id) => Action::Group(*id),
             action => Action::Edit(edit(action, &known)?),
         });
         known.apply(action);
@@ -140,12 +158,12 @@ fn edit(action: &ofp::Action, known: &Known) -> Result<Edit, ErrorCode> {
         ofp::Action::DecMplsTtl => needs(Field::MplsLabel, Edit::DecMplsTtl),
         ofp::Action::CopyTtlOut => Ok(Edit::CopyTtlOut),
         ofp::Action::CopyTtlIn => Ok(Edit::CopyTtlIn),
-        ofp::Action::Group(_) => Err(ErrorCode::ACTION_BAD_OUT_GROUP),
         ofp::Action::SetQueue(_) => Err(ErrorCode::ACTION_BAD_QUEUE),
         ofp::Action::Experimenter { .. } => Err(ErrorCode::ACTION_BAD_EXPERIMENTER),
-        ofp::Action::Output { .. } | ofp::Action::PushPbb(_) | ofp::Action::PopPbb => {
-            Err(ErrorCode::ACTION_BAD_TYPE)
-        }
+        ofp::Action::Output { .. }
+        | ofp::Action::Group(_)
+        | ofp::Action::PushPbb(_)
+        | ofp::Action::PopPbb => Err(ErrorCode::ACTION_BAD_TYPE),
     }
 }
 
@@ -228,7 +246,8 @@ mod tests {
         for port in [ofp::PortNo(0), ofp::PortNo(0xff00), ofp::PortNo::ANY, ofp::PortNo::TABLE] {
             assert_eq!(apply(output(port)), Err(ErrorCode::ACTION_BAD_OUT_PORT), "{port}");
         }
-        assert_eq!(apply(ofp::Action::Group(1)), Err(ErrorCode::ACTION_BAD_OUT_GROUP));
+        assert_eq!(apply(ofp::Action::Group(1)), Ok(()));
+        assert_eq!(apply(ofp::Action::Group(ofp::group::ANY)), Err(ErrorCode::ACTION_BAD_OUT_GROUP));
         assert_eq!(apply(ofp::Action::PushVlan(0x0800)), Err(ErrorCode::ACTION_BAD_ARGUMENT));
         assert_eq!(apply(ofp::Action::PushMpls(0x0800)), Err(ErrorCode::ACTION_BAD_ARGUMENT));
         assert_eq!(apply(ofp::Action::PushPbb(0x88e7)), Err(ErrorCode::ACTION_BAD_TYPE));
@@ -241,20 +260,22 @@ mod tests {
         assert_eq!(instructions(&set, &untagged).map(|_| ()), Err(ErrorCode::ACTION_MATCH_INCONSISTENT));
         assert!(instructions(&[Instruction::ApplyActions(push_and_set)], &untagged).is_ok());
         let many = vec![output(ofp::PortNo(1)); ACTIONS_MAX + 1];
-        assert_eq!(actions(&many, None), Err(ErrorCode::ACTION_TOO_MANY));
+        assert_eq!(packet_out(&many), Err(ErrorCode::ACTION_TOO_MANY));
         let twice = [Instruction::ClearActions, Instruction::ClearActions];
         assert_eq!(instructions(&twice, &any).map(|_| ()), Err(ErrorCode::UNSUPPORTED_INSTRUCTION));
-        assert_eq!(
-            instructions(&[Instruction::Meter(1)], &any).map(|_| ()),
-            Err(ErrorCode::UNSUPPORTED_INSTRUCTION)
-        );
+        assert_eq!(instructions(&[Instruction::Meter(1)], &any).map(|found| found.meter), Ok(Some(1)));
+        let table = ofp::Action::Output { port: ofp::PortNo::TABLE, max_len: 0 };
+        assert_eq!(bucket(std::slice::from_ref(&table)), Err(ErrorCode::ACTION_BAD_OUT_PORT));
+        assert_eq!(packet_out(&[table]).map(|list| list.len()), Ok(1));
     }
 
     #[test]
     fn fields_are_settable_where_the_packet_has_them_by_then() {
         let ipv4 = Match::any().with(OxmField::EthType(0x0800));
         let label = || ofp::Action::SetField(OxmField::MplsLabel(5));
-        let apply = |list: &[ofp::Action]| actions(list, Some(&ipv4)).map(|_| ());
+        let apply = |list: &[ofp::Action]| {
+            instructions(&[Instruction::ApplyActions(list.to_vec())], &ipv4).map(|_| ())
+        };
         let write = |list: &[ofp::Action]| {
             instructions(&[Instruction::WriteActions(list.to_vec())], &ipv4).map(|_| ())
         };
@@ -268,6 +289,6 @@ mod tests {
         assert_eq!(apply(&[source()]), Ok(()));
         assert_eq!(apply(&[push(), source()]), Err(ErrorCode::ACTION_MATCH_INCONSISTENT));
         assert_eq!(apply(&[push(), ofp::Action::PopMpls(0x0800), source()]), Ok(()));
-        assert_eq!(actions(&[label(), source()], None).map(|list| list.len()), Ok(2), "a packet-out");
+        assert_eq!(packet_out(&[label(), source()]).map(|list| list.len()), Ok(2), "a packet-out");
     }
 }

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ofp::{Body, BundleAdd, BundleControl, BundleControlType, BundleFlags, ErrorCode, Message};
 
-use super::{convert, flow_mod};
+use super::{convert, flow_mod, groups, meters};
 use crate::bridge::Change;
 
 /// Bundles that a controller may have at once.
@@ -177,6 +177,8 @@ fn check(bundle: &Bundle, xid: u32, request: &BundleAdd) -> Result<Change, Error
     }
     match body {
         Body::FlowMod(flow_mod) => flow_mod::change(flow_mod).map(Change::Flow),
+        Body::GroupMod(group_mod) => groups::change(group_mod).map(Change::Group),
+        Body::MeterMod(meter_mod) => meters::change(meter_mod).map(Change::Meter),
         Body::PortMod(port_mod) => convert::port_change(port_mod).map(Change::Port),
         _ => Err(ErrorCode::BUNDLE_MESSAGE_UNSUPPORTED),
     }

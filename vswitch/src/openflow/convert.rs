@@ -3,7 +3,8 @@
 use ofp::{ErrorCode, Field, FlowModFlags, Match, PortMod};
 use packet::{FlowKey, MacAddr, field};
 
-pub use super::actions::{actions, instructions};
+pub use super::actions::instructions;
+use super::{groups, meters};
 use crate::bridge::{ChangeError, PortChangeRequest};
 use crate::flow::{Flow, FlowFlags};
 use crate::flow_tables::{FlowModError, Selection};
@@ -130,6 +131,8 @@ pub fn flow_mod_error(error: FlowModError) -> ErrorCode {
         FlowModError::TableFull { .. } => ErrorCode::FLOW_MOD_TABLE_FULL,
         FlowModError::Overlap { .. } => ErrorCode::FLOW_MOD_OVERLAP,
         FlowModError::BadGoto { .. } => ErrorCode::INSTRUCTION_BAD_TABLE_ID,
+        FlowModError::UnknownGroup(_) => ErrorCode::ACTION_BAD_OUT_GROUP,
+        FlowModError::UnknownMeter(_) => ErrorCode::UNKNOWN_METER,
     }
 }
 
@@ -137,6 +140,8 @@ pub fn flow_mod_error(error: FlowModError) -> ErrorCode {
 pub fn change_error(error: ChangeError) -> ErrorCode {
     match error {
         ChangeError::Flow(error) => flow_mod_error(error),
+        ChangeError::Group(error) => groups::code(error),
+        ChangeError::Meter(error) => meters::code(error),
         ChangeError::NoSuchPort(_) => ErrorCode::PORT_MOD_BAD_PORT,
         ChangeError::OtherPort(_) => ErrorCode::PORT_MOD_BAD_HW_ADDR,
     }

@@ -156,6 +156,7 @@ fn send_flow_removed(shared: &Shared, removed: &Removed) {
         RemovedReason::IdleTimeout => FlowRemovedReason::IdleTimeout,
         RemovedReason::HardTimeout => FlowRemovedReason::HardTimeout,
         RemovedReason::Delete => FlowRemovedReason::Delete,
+        RemovedReason::GroupDelete => FlowRemovedReason::GroupDelete,
     };
     let counters = flow.stats.sum();
     let (duration_sec, duration_nsec) = convert::duration(removed.at_ms.saturating_sub(flow.created_ms));

@@ -14,6 +14,8 @@ mod connection;
 pub mod convert;
 mod dispatch;
 pub mod flow_mod;
+mod groups;
+mod meters;
 mod replies;
 mod session;
 mod text;

@@ -1,20 +1,19 @@
 //! Answers that only read the switch: features, descriptions, statistics.
 
 use ofp::{
-    ActionId, Capabilities, Desc, ErrorCode, Field, GroupFeatures, InstructionId, MeterFeatures,
-    MultipartReply, MultipartRequest, OxmId, Port, PortFeatures, PortState, SwitchFeatures, TableFeatures,
-    TableProperty, TableStats, Text,
+    ActionId, Capabilities, Desc, ErrorCode, Field, InstructionId, MultipartReply, MultipartRequest, OxmId,
+    Port, PortFeatures, PortState, SwitchFeatures, TableFeatures, TableProperty, TableStats, Text,
 };
 
-use super::convert;
+use super::{convert, groups, meters};
 use crate::bridge::Bridge;
 use crate::model::{PortConfig, PortNo};
 use crate::tables::TABLES;
 
-/// Numbers of the instructions that flows can have (7.2.4): goto, metadata, write, apply, clear.
-const INSTRUCTIONS: [u16; 5] = [1, 2, 3, 4, 5];
+/// Numbers of the instructions that flows can have (7.2.4): goto, metadata, write, apply, clear, meter.
+const INSTRUCTIONS: [u16; 6] = [1, 2, 3, 4, 5, 6];
 /// Numbers of the actions (7.2.5): output; copy, set and decrement TTLs; push and pop VLAN and MPLS; set-field.
-const ACTIONS: [u16; 13] = [0, 11, 12, 15, 16, 17, 18, 19, 20, 22, 23, 24, 25];
+pub(super) const ACTIONS: [u16; 13] = [0, 11, 12, 15, 16, 17, 18, 19, 20, 22, 23, 24, 25];
 /// Fields that set-field can change.
 const SETTABLE: [Field; 35] = [
     Field::EthDst,
@@ -61,7 +60,10 @@ pub fn features(bridge: &Bridge) -> SwitchFeatures {
         n_buffers: 0,
         n_tables: TABLES as u8,
         auxiliary_id: 0,
-        capabilities: Capabilities::FLOW_STATS | Capabilities::TABLE_STATS | Capabilities::PORT_STATS,
+        capabilities: Capabilities::FLOW_STATS
+            | Capabilities::TABLE_STATS
+            | Capabilities::PORT_STATS
+            | Capabilities::GROUP_STATS,
     }
 }
 
@@ -186,7 +188,7 @@ pub fn multipart(bridge: &Bridge, request: &MultipartRequest) -> Result<Multipar
             MultipartReply::TableFeatures(tables.collect())
         }
         MultipartRequest::TableFeatures(_) => return Err(ErrorCode::TABLE_FEATURES_EPERM),
-        // There are no queues, groups or meters: lists are empty, and a single one is unknown.
+        // There are no queues: lists are empty, and a single one is unknown.
         MultipartRequest::Queue { port_no, queue_id } => {
             let known = *port_no == ofp::PortNo::ANY || bridge.has_port(PortNo(port_no.0));
             match (known, *queue_id) {
@@ -195,15 +197,14 @@ pub fn multipart(bridge: &Bridge, request: &MultipartRequest) -> Result<Multipar
                 (true, _) => return Err(ErrorCode::QUEUE_BAD_QUEUE),
             }
         }
-        MultipartRequest::Group(_) => MultipartReply::Group(Vec::new()),
-        MultipartRequest::GroupDesc => MultipartReply::GroupDesc(Vec::new()),
-        MultipartRequest::GroupFeatures => MultipartReply::GroupFeatures(GroupFeatures::default()),
-        MultipartRequest::Meter(ofp::meter::ALL) => MultipartReply::Meter(Vec::new()),
-        MultipartRequest::MeterConfig(ofp::meter::ALL) => MultipartReply::MeterConfig(Vec::new()),
-        MultipartRequest::Meter(_) | MultipartRequest::MeterConfig(_) => {
-            return Err(ErrorCode::UNKNOWN_METER);
+        MultipartRequest::Group(wanted) => MultipartReply::Group(groups::stats(bridge, *wanted)),
+        MultipartRequest::GroupDesc => MultipartReply::GroupDesc(groups::descriptions(bridge)),
+        MultipartRequest::GroupFeatures => MultipartReply::GroupFeatures(groups::features(bridge)),
+        MultipartRequest::Meter(wanted) => MultipartReply::Meter(meters::stats(bridge, *wanted)?),
+        MultipartRequest::MeterConfig(wanted) => {
+            MultipartReply::MeterConfig(meters::configs(bridge, *wanted)?)
         }
-        MultipartRequest::MeterFeatures => MultipartReply::MeterFeatures(MeterFeatures::default()),
+        MultipartRequest::MeterFeatures => MultipartReply::MeterFeatures(meters::features(bridge)),
         MultipartRequest::Experimenter(_) => return Err(ErrorCode::BAD_EXPERIMENTER),
         MultipartRequest::Flow(_) | MultipartRequest::Aggregate(_) => return Err(ErrorCode::BAD_MULTIPART),
     })

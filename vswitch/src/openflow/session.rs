@@ -7,14 +7,14 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use ofp::{
-    Body, BundleControl, BundleControlType, ErrorCode, ErrorMessage, GroupModCommand, Hello, Message,
-    MeterModCommand, MultipartReply, MultipartRequest, PacketOut, QueueConfig, RoleMessage, SwitchConfig,
+    Body, BundleControl, BundleControlType, ErrorCode, ErrorMessage, Hello, Message, MultipartReply,
+    MultipartRequest, PacketOut, QueueConfig, RoleMessage, SwitchConfig,
 };
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 
 use super::bundles::{Bundles, Outcome};
-use super::{Entry, Role, Shared, convert, count, dispatch, flow_mod, replies};
+use super::{Entry, Role, Shared, actions, convert, count, dispatch, flow_mod, groups, meters, replies};
 use crate::bridge::Change;
 use crate::flow_tables::Removed;
 use crate::model::PortNo;
@@ -153,6 +153,12 @@ impl<W: AsyncWrite + Unpin> Session<W> {
         self.flush().await
     }
 
+    fn change(&mut self, change: &Change) -> Result<(), ErrorCode> {
+        let removed = self.shared.bridge.apply(change).map_err(convert::change_error)?;
+        self.keep_removed(removed);
+        Ok(())
+    }
+
     async fn report_removed(&mut self) {
         let removed = std::mem::take(&mut self.removed);
         self.shared.bridge.report_removed(removed).await;
@@ -268,12 +274,18 @@ impl<W: AsyncWrite + Unpin> Session<W> {
             Body::PacketOut(request) => return self.packet_out(request),
             Body::PortMod(request) => {
                 let change = Change::Port(convert::port_change(&request)?);
-                self.shared.bridge.apply(&change).map_err(convert::change_error)?;
+                self.change(&change)?;
             }
             Body::BundleAdd(request) => return self.bundles.add(xid, &request),
             Body::TableMod(request) => return table_mod(&request),
-            Body::GroupMod(request) => return group_mod(request.command),
-            Body::MeterMod(request) => return meter_mod(request.command),
+            Body::GroupMod(request) => {
+                let change = Change::Group(groups::change(&request)?);
+                self.change(&change)?;
+            }
+            Body::MeterMod(request) => {
+                let change = Change::Meter(meters::change(&request)?);
+                self.change(&change)?;
+            }
             Body::RoleRequest(request) => return self.role(xid, request),
             Body::GetAsyncRequest => {
                 let filter = self.entry(|entry| entry.filter).unwrap_or_else(dispatch::default_filter);
@@ -305,7 +317,10 @@ impl<W: AsyncWrite + Unpin> Session<W> {
             return Err(ErrorCode::BAD_PACKET);
         }
         let in_port = dispatch::ingress(request.in_port).ok_or(ErrorCode::BAD_PORT)?;
-        let actions = convert::actions(&request.actions, None)?;
+        let actions = actions::packet_out(&request.actions)?;
+        if !self.shared.bridge.knows_groups(&actions) {
+            return Err(ErrorCode::ACTION_BAD_OUT_GROUP);
+        }
         if !self.shared.bridge.packet_out(request.data.into(), in_port, &actions) {
             tracing::debug!(peer = %self.peer, "too many packet-outs at once: one dropped");
         }
@@ -513,22 +528,4 @@ fn table_mod(request: &ofp::TableMod) -> Result<(), ErrorCode> {
     }
     // The configuration has no meaning in 1.3 (7.3.3).
     if request.config == 0 { Ok(()) } else { Err(ErrorCode::TABLE_MOD_BAD_CONFIG) }
-}
-
-/// Controllers delete all groups when they start; there are none.
-fn group_mod(command: GroupModCommand) -> Result<(), ErrorCode> {
-    match command {
-        GroupModCommand::Add => Err(ErrorCode::OUT_OF_GROUPS),
-        GroupModCommand::Modify => Err(ErrorCode::UNKNOWN_GROUP),
-        GroupModCommand::Delete => Ok(()),
-    }
-}
-
-/// As for groups.
-fn meter_mod(command: MeterModCommand) -> Result<(), ErrorCode> {
-    match command {
-        MeterModCommand::Add => Err(ErrorCode::OUT_OF_METERS),
-        MeterModCommand::Modify => Err(ErrorCode::UNKNOWN_METER),
-        MeterModCommand::Delete => Ok(()),
-    }
 }

@@ -15,7 +15,7 @@ use crate::worker::counters::at_target;
 use crate::worker::frame::{Frame, Payload};
 use crate::worker::guest_sink::GuestSink;
 use crate::worker::handover::{Handed, ToWorker};
-use crate::worker::socket::SocketSink;
+use crate::worker::socket::{SocketSink, WIRE_BYTES_MIN};
 
 /// Bytes of an Ethernet header.
 const ETHERNET_BYTES: usize = 14;
@@ -271,12 +271,23 @@ impl forwarder::Egress for Egress<'_> {
         {
             complete_checksum(whole, partial);
         }
-        let shown = if max_len == u16::MAX { total } else { total.min(max_len.into()) };
-        packet_in.total_len = total.min(u16::MAX.into()) as u16;
-        packet_in.frame = whole[..shown].into();
+        let mut bytes = whole.to_vec();
+        if bytes.len() < self.frame_bytes {
+            // What was popped made it shorter than a wire would carry it.
+            bytes.resize(total.max(WIRE_BYTES_MIN.min(self.frame_bytes)), 0);
+        }
+        packet_in.total_len = bytes.len().min(u16::MAX.into()) as u16;
+        if max_len != u16::MAX {
+            bytes.truncate(max_len.into());
+        }
+        packet_in.frame = bytes.into();
         if !self.packet_ins.send(packet_in) {
             self.count_drop(DropReason::PacketInLimit);
         }
+    }
+
+    fn frame_bytes(&self, header: &Header) -> usize {
+        self.frame_bytes.saturating_add_signed(header.grown())
     }
 
     fn dropped(&mut self, reason: DropReason) {

@@ -14,7 +14,7 @@ use crate::worker::frame::Frame;
 const BATCH_MIN: u32 = 2;
 const BATCH_MAX: u32 = 32;
 /// Frames on a wire have at least this many bytes, without FCS.
-const WIRE_BYTES_MIN: usize = 60;
+pub(crate) const WIRE_BYTES_MIN: usize = 60;
 /// Bytes of a pool buffer: the longest frame, the header in front, and room for tags.
 pub(crate) const BUFFER_BYTES: usize = FRAME_BYTES_MAX + TAP_HEADER_BYTES + 64;
 

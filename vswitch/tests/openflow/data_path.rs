@@ -103,6 +103,9 @@ impl Egress for Collect<'_> {
         self.sent.packet_ins += 1;
         self.packet_ins.send(PacketIn { total_len, frame: frame.into(), ..packet_in });
     }
+    fn frame_bytes(&self, header: &Header) -> usize {
+        self.frame(header).len()
+    }
     fn dropped(&mut self, reason: DropReason) {
         self.sent.drops.push(reason);
     }

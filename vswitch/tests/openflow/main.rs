@@ -7,5 +7,6 @@ mod data_path;
 mod hostile;
 mod ovs_ofctl;
 mod packets;
+mod regressions;
 mod sessions;
 mod tls;

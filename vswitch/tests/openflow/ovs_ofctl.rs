@@ -58,7 +58,7 @@ fn show_describes_switch_and_ports() {
     let ofctl = Ofctl(&switch);
     ofctl.shows(
         &["show", "SWITCH"],
-        &["dpid:00000000000000ab", "n_tables:16", "n_buffers:0", " 1(p1)", " 4(p4)"],
+        &["dpid:00000000000000ab", "n_tables:64", "n_buffers:0", " 1(p1)", " 4(p4)"],
     );
     ofctl.shows(&["dump-ports-desc", "SWITCH"], &["1(p1): addr:02:00:00:00:01:01", "LIVE", "10GB-FD"]);
     ofctl.shows(&["dump-desc", "SWITCH"], &["Manufacturer: Sluice"]);
@@ -137,18 +137,17 @@ fn what_is_not_there_is_empty_or_refused() {
     for command in ["dump-groups", "dump-group-stats", "dump-group-features", "dump-meters", "meter-stats"] {
         ofctl.ok(&[command, "SWITCH"]);
     }
-    ofctl.shows(&["meter-features", "SWITCH"], &["max_meter:0"]);
+    ofctl.shows(&["meter-features", "SWITCH"], &["max_meter:4096"]);
     ofctl.ok(&["queue-stats", "SWITCH"]);
-    ofctl.shows(&["dump-table-features", "SWITCH"], &["table 0 (\"table0\")", "table 15"]);
+    ofctl.shows(&["dump-table-features", "SWITCH"], &["table 0 (\"table0\")", "table 63"]);
     let refused = |arguments: &[&str], code: &str| {
         let (_, text) = ofctl.run(arguments);
         assert!(text.contains(code), "{arguments:?}: {text}");
     };
     refused(&["add-flow", "SWITCH", "actions=group:1"], "OFPBAC_BAD_OUT_GROUP");
-    refused(&["add-flow", "SWITCH", "table=20,actions=drop"], "OFPFMFC_BAD_TABLE_ID");
+    refused(&["add-flow", "SWITCH", "table=70,actions=drop"], "OFPFMFC_BAD_TABLE_ID");
     refused(&["add-flow", "SWITCH", "check_overlap,priority=1,in_port=1 actions=drop"], "");
     refused(&["add-flow", "SWITCH", "check_overlap,priority=1,tcp actions=drop"], "OFPFMFC_OVERLAP");
-    refused(&["add-group", "SWITCH", "group_id=1,type=all,bucket=output:1"], "OFPGMFC_OUT_OF_GROUPS");
     refused(&["dump-ports", "SWITCH", "99"], "OFPBRC_BAD_PORT");
 }
 
@@ -164,4 +163,56 @@ fn packet_out_reaches_ports_and_the_monitor_sees_packet_ins() {
     ofctl.shows(&["dump-ports", "SWITCH", "3"], &["tx pkts=1, bytes=60"]);
     ofctl.shows(&["dump-ports", "SWITCH", "1"], &["tx pkts=1, bytes=60"]);
     ofctl.shows(&["dump-flows", "SWITCH"], &["n_packets=1, n_bytes=60"]);
+}
+
+#[test]
+fn groups_are_added_used_counted_and_deleted() {
+    let switch = secure();
+    let ofctl = Ofctl(&switch);
+    ofctl.ok(&[
+        "add-group",
+        "SWITCH",
+        "group_id=1,type=all,bucket=push_vlan:0x8100,output:2,bucket=output:3",
+    ]);
+    ofctl.ok(&["add-group", "SWITCH", "group_id=2,type=indirect,bucket=group:1"]);
+    ofctl.ok(&["add-flow", "SWITCH", "send_flow_rem,in_port=1 actions=group:2,output:4"]);
+    ofctl.shows(&["dump-groups", "SWITCH"], &["group_id=2,type=indirect,bucket=actions=group:1"]);
+    let plain = frame(1, 2);
+    let sent = switch.frame(1, &plain).frames;
+    assert_eq!(sent.iter().map(|(port, _)| port.0).collect::<Vec<_>>(), [2, 3, 4]);
+    assert_eq!((sent[0].1.len(), &sent[1].1, &sent[2].1), (plain.len() + 4, &plain, &plain));
+    ofctl.shows(
+        &["dump-group-stats", "SWITCH"],
+        &["group_id=1,", "ref_count=1,", "packet_count=1,byte_count=60,bucket0:packet_count=1,byte_count=60"],
+    );
+    let refused = |arguments: &[&str], code: &str| {
+        let (_, text) = ofctl.run(arguments);
+        assert!(text.contains(code), "{arguments:?}: {text}");
+    };
+    refused(&["mod-group", "SWITCH", "group_id=1,type=all,bucket=group:2"], "OFPGMFC_LOOP");
+    refused(&["add-group", "SWITCH", "group_id=1,type=all"], "OFPGMFC_GROUP_EXISTS");
+    refused(&["del-groups", "SWITCH", "group_id=1"], "OFPGMFC_CHAINED_GROUP");
+    ofctl.ok(&["del-flows", "SWITCH", "out_group=1"]);
+    assert_eq!(ofctl.flows().len(), 1, "no flow sends to it itself");
+    ofctl.ok(&["del-groups", "SWITCH"]);
+    assert_eq!(ofctl.flows(), Vec::<String>::new(), "flows go with their group");
+}
+
+#[test]
+fn meters_drop_mark_and_count() {
+    let switch = secure();
+    let ofctl = Ofctl(&switch);
+    ofctl.ok(&["add-meter", "SWITCH", "meter=1 pktps burst stats band=type=drop rate=1 burst_size=3"]);
+    ofctl.shows(&["dump-meters", "SWITCH"], &["meter=1 pktps burst stats bands=", "rate=1 burst_size=3"]);
+    ofctl.ok(&["add-flow", "SWITCH", "in_port=1 actions=meter:1,output:2"]);
+    let passed = (0..20).filter(|_| !switch.frame(1, &frame(1, 2)).frames.is_empty()).count();
+    // Three at once, and one more for each second that this took.
+    assert!((3..20).contains(&passed), "{passed}");
+    ofctl.shows(&["meter-stats", "SWITCH"], &["flow_count:1 packet_in_count:20 byte_in_count:1200"]);
+    let (_, text) = ofctl.run(&["add-flow", "SWITCH", "in_port=2 actions=meter:2,output:3"]);
+    assert!(text.contains("OFPMMFC_UNKNOWN_METER"), "{text}");
+    ofctl.ok(&["mod-meter", "SWITCH", "meter=1 kbps band=type=drop rate=100000000"]);
+    assert_eq!(switch.frame(1, &frame(1, 2)).frames.len(), 1);
+    ofctl.ok(&["del-meters", "SWITCH"]);
+    assert_eq!(ofctl.flows(), Vec::<String>::new(), "flows go with their meter");
 }
