@@ -5,6 +5,7 @@ pub mod demo;
 pub mod docs;
 pub mod fuzz;
 pub mod image;
+pub mod judge;
 pub mod lab;
 pub mod paths;
 pub mod progress;

@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use anyhow::ensure;
 use clap::{Parser, Subcommand};
 use xtask::progress::Progress;
-use xtask::{demo, docs, image, lab, setup, suites, tidy};
+use xtask::{demo, docs, image, judge, lab, setup, suites, tidy};
 
 /// Chores of the project
 #[derive(Parser)]
@@ -41,6 +41,11 @@ enum Chore {
         #[arg(long)]
         list: bool,
     },
+    /// Have others judge our switch
+    Judge {
+        #[command(subcommand)]
+        judge: Judges,
+    },
     /// Install the tools that the demo and the tests need
     Setup,
     /// Make the guest image of the demo and the tests
@@ -49,6 +54,27 @@ enum Chore {
     Docs,
     /// Check the rules about the tree that no compiler checks
     Tidy,
+}
+
+#[derive(Subcommand)]
+enum Judges {
+    /// The OpenFlow 1.3 switch tester of Ryu (os-ken), over veth pairs
+    Ryu {
+        /// Run only these cases: match, action, group, meter (may be given several times)
+        #[arg(long, value_name = "PART")]
+        part: Vec<String>,
+        /// Run so often; all runs must come to the same
+        #[arg(long, value_name = "COUNT", default_value_t = 1)]
+        runs: u32,
+        /// Seconds for each throughput case instead of the 30 it was written for
+        #[arg(long, value_name = "SECONDS")]
+        seconds: Option<u32>,
+        /// Of each file, run only every so manieth case
+        #[arg(long, value_name = "COUNT")]
+        every: Option<u32>,
+        #[arg(long, hide = true)]
+        inside: Option<std::path::PathBuf>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -85,6 +111,23 @@ fn run(chore: Chore) -> anyhow::Result<bool> {
             let summary = suites::run(&only, &progress)?;
             println!("{summary}");
             return Ok(summary.total().failed == 0);
+        }
+        Chore::Judge { judge: Judges::Ryu { part, runs, seconds, every, inside } } => {
+            let all = || judge::PARTS.map(str::to_owned).to_vec();
+            let parts = if part.is_empty() { all() } else { part };
+            let order = judge::Order { parts, runs, seconds, every };
+            if let Some(directory) = inside {
+                judge::inside(&order, &directory)?;
+                return Ok(true);
+            }
+            let reports = judge::ryu(&order, &progress)?;
+            progress.finish();
+            reports.iter().for_each(|report| println!("{report}"));
+            let same = reports.windows(2).all(|pair| pair[0] == pair[1]);
+            if !same {
+                println!("the runs differ");
+            }
+            return Ok(same && reports.iter().all(|report| report.total().0 == report.total().1));
         }
         Chore::Setup => {
             setup::run(&progress)?;

@@ -33,6 +33,7 @@ const TOOLS: &[Tool] = &[
     tool("mkfs.ext4", "e2fsprogs"),
     tool("ip", "iproute2"),
     tool("setpriv", "util-linux"),
+    tool("python3", "python3"),
     tool("ovs-vswitchd", "openvswitch-switch"),
     tool("ovs-ofctl", "openvswitch-common"),
     tool("ovs-pki", "openvswitch-common"),

@@ -13,7 +13,7 @@ use crate::lab::process::Lifetime;
 use crate::lab::qemu::Accelerator;
 use crate::paths::{self, find_program};
 use crate::progress::Progress;
-use crate::{docs, fuzz, image, setup, tidy};
+use crate::{docs, fuzz, image, judge, setup, tidy};
 
 /// How long one suite may take. The slowest one builds the whole workspace first.
 const SUITE_LIMIT: Duration = Duration::from_secs(20 * 60);
@@ -68,6 +68,12 @@ const SUITES: &[Suite] = &[
         about: "the generated documents and the example files are up to date",
         tools: true,
         run: documents,
+    },
+    Suite {
+        name: "openflow",
+        about: "every match and action case of the OpenFlow 1.3 tester of os-ken",
+        tools: true,
+        run: openflow,
     },
     Suite { name: "fuzz", about: "every fuzz target for a few seconds", tools: true, run: fuzz_targets },
     Suite { name: "qemu", about: "QEMU guests on our daemons", tools: true, run: qemu },
@@ -316,6 +322,20 @@ fn fuzz_targets(bench: &Bench<'_>) -> anyhow::Result<Counts> {
         counts.failed += u64::from(!good);
     }
     ensure!(counts.passed + counts.failed > 0, "there is no fuzz target");
+    Ok(counts)
+}
+
+fn openflow(bench: &Bench<'_>) -> anyhow::Result<Counts> {
+    let parts = ["match", "action"].map(str::to_owned).to_vec();
+    let order = judge::Order { parts, runs: 1, seconds: None, every: None };
+    let mut counts = Counts::default();
+    for report in judge::ryu(&order, bench.progress)? {
+        let (passed, all) = report.total();
+        counts.passed += passed;
+        counts.failed += all - passed;
+        fs::write(&bench.log, report.to_string())?;
+    }
+    ensure!(counts.passed + counts.failed > 0, "no case was run");
     Ok(counts)
 }
 

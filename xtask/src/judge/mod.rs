@@ -1,0 +1,237 @@
+//! `cargo xtask judge`: what others say of our switch.
+//!
+//! ```text
+//! os-ken's tester (controller of both) --- Open vSwitch, userspace, dpid 2:  o1   o2   o3
+//!                                     \                                      |    |    |   veth pairs
+//!                                      --- our switch, dpid 1:               t1   t2   t3
+//! ```
+//!
+//! Everything runs in a network namespace of its own that ends with it.
+
+mod ovs;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail, ensure};
+use serde::Deserialize;
+
+use crate::lab::{Process, Site, process::Lifetime, wait_for};
+use crate::progress::Progress;
+use crate::{paths, setup};
+use ovs::Ovs;
+
+/// The tester, as its package index knows it. Later ones have no program that runs it.
+const PACKAGE: &str = "os-ken==3.1.0";
+/// Where the tester listens in our namespace.
+const CONTROLLER: &str = "127.0.0.1:6633";
+/// How long one directory of cases may take.
+const PART_LIMIT: Duration = Duration::from_secs(45 * 60);
+
+/// Parts of the tester's cases, by the names of their directories.
+pub const PARTS: [&str; 4] = ["match", "action", "group", "meter"];
+
+/// What to run.
+#[derive(Clone, Debug)]
+pub struct Order {
+    /// Directories of cases.
+    pub parts: Vec<String>,
+    /// How often.
+    pub runs: u32,
+    /// Seconds that each throughput case takes instead of those it was written for.
+    pub seconds: Option<u32>,
+    /// Only each so manieth case of a file.
+    pub every: Option<u32>,
+}
+
+/// The verdict on one case.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Deserialize, Debug)]
+struct Verdict {
+    file: String,
+    case: String,
+    result: String,
+}
+
+/// What a run came to.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Report {
+    /// By directory: cases that passed, cases.
+    parts: BTreeMap<String, (u64, u64)>,
+    /// Cases that did not pass.
+    failed: Vec<Verdict>,
+}
+
+impl Report {
+    /// Cases that passed and all.
+    pub fn total(&self) -> (u64, u64) {
+        self.parts.values().fold((0, 0), |sum, part| (sum.0 + part.0, sum.1 + part.1))
+    }
+}
+
+impl std::fmt::Display for Report {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for Verdict { file, case, result } in &self.failed {
+            writeln!(f, "{file}: {case}: {result}")?;
+        }
+        let parts = self.parts.iter().map(|(part, (passed, all))| format!("{part} {passed} of {all}"));
+        write!(f, "{}", parts.collect::<Vec<_>>().join(", "))
+    }
+}
+
+/// Has the tester judge our switch; outside of the namespace.
+///
+/// # Errors
+/// A tool is missing and cannot be installed, or the runs differ from each other.
+pub fn ryu(order: &Order, progress: &Progress) -> anyhow::Result<Vec<Report>> {
+    let unknown = order.parts.iter().find(|part| !PARTS.contains(&part.as_str()));
+    ensure!(unknown.is_none(), "there is no part {unknown:?}; there are {}", PARTS.join(", "));
+    ensure!(nix::unistd::geteuid().is_root(), "only root may make a network namespace");
+    setup::run(progress)?;
+    let python = tester(progress)?;
+    ensure!(paths::cargo().args(["build", "--quiet", "--package", "sluice"]).status()?.success(), "no build");
+    let mut reports = Vec::new();
+    for run in 1..=order.runs {
+        progress.note(&format!("judge: run {run} of {}", order.runs));
+        reports.push(in_namespace(order, &python)?);
+    }
+    Ok(reports)
+}
+
+/// The tester's Python, installed where our other products are.
+fn tester(progress: &Progress) -> anyhow::Result<PathBuf> {
+    let venv = paths::target().join("judge").join("venv");
+    let done = venv.join(PACKAGE);
+    let python = venv.join("bin/python");
+    if done.exists() {
+        return Ok(python);
+    }
+    progress.note(&format!("installing {PACKAGE} under {}", venv.display()));
+    let log = paths::target().join("judge").join("venv.log");
+    fs::create_dir_all(&venv)?;
+    let run = |command: &mut Command| -> anyhow::Result<()> {
+        let out = fs::File::options().create(true).append(true).open(&log)?;
+        let status = command.stdout(out.try_clone()?).stderr(out).status()?;
+        ensure!(status.success(), "{command:?} failed, see {}", log.display());
+        Ok(())
+    };
+    let make = || run(Command::new("python3").arg("-m").arg("venv").arg(&venv));
+    if make().is_err() {
+        // Debian's Python leaves this part of it out.
+        run(setup::apt_get().args(["install", "--no-install-recommends", "python3-venv"]))?;
+        make()?;
+    }
+    run(Command::new(&python).args(["-m", "pip", "install", "--quiet", PACKAGE]))?;
+    fs::write(done, "")?;
+    Ok(python)
+}
+
+/// Runs ourselves again in a namespace without any network but its own.
+fn in_namespace(order: &Order, python: &Path) -> anyhow::Result<Report> {
+    let directory = tempfile::tempdir()?;
+    let mut command = Command::new("unshare");
+    command.arg("--net").arg("--").arg(std::env::current_exe()?);
+    command.args(["judge", "ryu", "--inside"]).arg(directory.path()).env("JUDGE_PYTHON", python);
+    for part in &order.parts {
+        command.args(["--part", part]);
+    }
+    if let Some(seconds) = order.seconds {
+        command.arg("--seconds").arg(seconds.to_string());
+    }
+    if let Some(every) = order.every {
+        command.arg("--every").arg(every.to_string());
+    }
+    let status = command.status().context("running unshare")?;
+    if !status.success() {
+        let log = fs::read_to_string(directory.path().join("tester.log")).unwrap_or_default();
+        let lines: Vec<_> = log.lines().collect();
+        bail!("the judge did not come to an end:\n{}", lines[lines.len().saturating_sub(30)..].join("\n"));
+    }
+    let mut report = Report::default();
+    for part in &order.parts {
+        let text = fs::read_to_string(directory.path().join(format!("{part}.json")))?;
+        let verdicts = text.lines().map(serde_json::from_str).collect::<Result<Vec<Verdict>, _>>()?;
+        let passed = verdicts.iter().filter(|verdict| verdict.result == "OK").count();
+        report.parts.insert(part.clone(), (passed as u64, verdicts.len() as u64));
+        report.failed.extend(verdicts.into_iter().filter(|verdict| verdict.result != "OK"));
+    }
+    Ok(report)
+}
+
+/// The part that runs inside the namespace; verdicts go to `directory`.
+///
+/// # Errors
+/// Something of the set-up does not come up, or the tester does not end.
+pub fn inside(order: &Order, directory: &Path) -> anyhow::Result<()> {
+    let namespace = |process: &str| fs::metadata(format!("/proc/{process}/ns/net")).map(|ns| ns.ino());
+    let parent = std::os::unix::process::parent_id().to_string();
+    ensure!(namespace("self")? != namespace(&parent)?, "this runs in a network namespace of its own only");
+    let python = PathBuf::from(std::env::var_os("JUDGE_PYTHON").context("JUDGE_PYTHON is not set")?);
+    ip("link set lo up")?;
+    // Nobody but the tester may send.
+    for which in ["all", "default"] {
+        // A kernel without IPv6 has nothing to switch off.
+        let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{which}/disable_ipv6"), "1");
+    }
+    for number in 1..=3 {
+        ip(&format!("link add t{number} type veth peer name o{number}"))?;
+        ip(&format!("link set t{number} up"))?;
+        ip(&format!("link set o{number} up"))?;
+    }
+    let program = paths::target().join("debug/sluice");
+    let (dir, lifetime) = (directory.join("site"), Lifetime::Ours);
+    let site = Site { program, dir, lifetime, usual_ports: false }.prepared()?;
+    let _switch = site.switch(Some(CONTROLLER.parse()?))?;
+    for number in ["1", "2", "3"] {
+        let name = format!("t{number}");
+        site.sluice(&["port", "add", &name, "--af-packet", &name, "--ofport", number])?;
+    }
+    let _ovs = Ovs::start(directory, CONTROLLER, 2, &["o1", "o2", "o3"])?;
+    for part in &order.parts {
+        judge(order, part, &python, directory)?;
+    }
+    Ok(())
+}
+
+/// Runs the cases of one directory.
+fn judge(order: &Order, part: &str, python: &Path, directory: &Path) -> anyhow::Result<()> {
+    let script = directory.join("judge_tester.py");
+    fs::write(&script, include_str!("tester.py"))?;
+    let find = "import os, os_ken.tests.switch as cases; print(os.path.dirname(cases.__file__))";
+    let found = Command::new(python).args(["-c", find]).output()?;
+    ensure!(
+        found.status.success(),
+        "the tester is not installed: {}",
+        String::from_utf8_lossy(&found.stderr)
+    );
+    let cases = PathBuf::from(String::from_utf8(found.stdout)?.trim()).join("of13").join(part);
+    let (address, port) = CONTROLLER.split_once(':').context("an address")?;
+    let verdicts = directory.join(format!("{part}.json"));
+    let mut command = Command::new(python.with_file_name("osken-manager"));
+    command.args(["--ofp-listen-host", address, "--ofp-tcp-listen-port", port]);
+    command.args(["--test-switch-target", "0000000000000001", "--test-switch-tester", "0000000000000002"]);
+    command.arg("--test-switch-dir").arg(cases).arg(&script);
+    command.env("JUDGE_OUT", &verdicts).env("PYTHONPATH", directory);
+    if let Some(seconds) = order.seconds {
+        command.env("JUDGE_SECONDS", seconds.to_string());
+    }
+    if let Some(every) = order.every {
+        command.env("JUDGE_CASES", format!("[0, {every}]"));
+    }
+    let mut process = Process::start("tester", &command, &directory.join("tester.log"), Lifetime::Ours)?;
+    wait_for(&format!("verdicts on {part}"), PART_LIMIT, || {
+        if verdicts.with_extension("json.done").exists() {
+            return Ok(Some(()));
+        }
+        process.alive().map(|()| None)
+    })
+}
+
+fn ip(arguments: &str) -> anyhow::Result<()> {
+    let output = Command::new("ip").args(arguments.split(' ')).output()?;
+    ensure!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr).trim());
+    Ok(())
+}
