@@ -204,7 +204,7 @@ fn requests_that_make_no_sense_are_refused_by_the_book() {
     let mut client = Client::connect(&switch.socket());
     let mut refused = |flow_mod: FlowMod| client.error(Body::FlowMod(flow_mod));
     let base = add(1, &[in_port(1)], &[2]);
-    assert_eq!(refused(FlowMod { table_id: 16, ..base.clone() }), ErrorCode::FLOW_MOD_BAD_TABLE_ID);
+    assert_eq!(refused(FlowMod { table_id: 64, ..base.clone() }), ErrorCode::FLOW_MOD_BAD_TABLE_ID);
     assert_eq!(refused(FlowMod { table_id: 255, ..base.clone() }), ErrorCode::FLOW_MOD_BAD_TABLE_ID);
     assert_eq!(refused(FlowMod { buffer_id: 7, ..base.clone() }), ErrorCode::BUFFER_UNKNOWN);
     let goto = |table| vec![Instruction::GotoTable(table)];
@@ -213,7 +213,7 @@ fn requests_that_make_no_sense_are_refused_by_the_book() {
         ErrorCode::INSTRUCTION_BAD_TABLE_ID
     );
     assert_eq!(
-        refused(FlowMod { instructions: goto(16), ..base.clone() }),
+        refused(FlowMod { instructions: goto(64), ..base.clone() }),
         ErrorCode::INSTRUCTION_BAD_TABLE_ID
     );
     let bad_match = add(1, &[OxmField::TcpDst(Masked::exact(80))], &[2]);
@@ -338,7 +338,7 @@ fn controllers_are_dialled_again_and_flows_outlive_them() {
     assert_eq!(switch.frame(1, &frame(1, 2)).frames.len(), 3);
     let mut client = accept();
     let Body::FeaturesReply(features) = client.ask(Body::FeaturesRequest) else { panic!("no features") };
-    assert_eq!((features.datapath_id, features.n_tables), (1, 16));
+    assert_eq!((features.datapath_id, features.n_tables), (1, 64));
     client.barrier();
     // With a controller, packets that match nothing are dropped.
     assert_eq!(switch.frame(1, &frame(1, 2)).drops, [DropReason::TableMiss]);
