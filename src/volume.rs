@@ -48,6 +48,15 @@ enum Verb {
         #[command(flatten)]
         daemon: RunDir,
     },
+    /// Open the file or device of a volume again: one that failed, or that refuses writes since a flush failed
+    ///
+    /// What a failed flush lost stays lost: check the data first. Guests are disconnected for a moment.
+    Reopen {
+        /// Name of the volume
+        name: String,
+        #[command(flatten)]
+        daemon: RunDir,
+    },
     /// Stop serving a volume and forget it; its file or device is left alone
     Delete {
         /// Name of the volume
@@ -148,6 +157,11 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         Verb::Resize { name, size, daemon } => {
             let volume = ask(&daemon, Method::PATCH, &name, Some(&json!({ "size_bytes": size })))?;
             output::line(format_args!("{name} has {}", bytes(&volume["size_bytes"])));
+        }
+        Verb::Reopen { name, daemon } => {
+            let path = format!("{}/reopen", client::path("/v1/volumes", &name));
+            client::request(&daemon.admin_socket("blk"), Method::POST, &path, None)?;
+            output::line(format_args!("{name} is served again"));
         }
         Verb::Delete { name, daemon } => {
             ask(&daemon, Method::DELETE, &name, None)?;

@@ -270,15 +270,14 @@ fn volumes_are_found_again_and_one_that_is_missing_is_told() {
     bed.start();
     let missing = bed.daemon().volumes().show("v0").unwrap();
     assert!(
-        matches!(&missing.state, VolumeState::Failed { reason } if reason.contains("v0.img")),
+        matches!(&missing.state, VolumeState::Failed { reason, .. } if reason.contains("v0.img")),
         "{missing:?}"
     );
     assert!(!path.exists(), "a missing file is not replaced by an empty one");
     assert_eq!(bed.driver("v1").read(0, 512), pattern(1, 512));
-    bed.stop();
+    // It is tried again by itself.
     std::fs::rename(&aside, &path).unwrap();
-    bed.start();
-    assert_eq!(bed.daemon().volumes().list(), before);
+    assert!(tests::holds_within(PATIENCE, || bed.daemon().volumes().list() == before));
     bed.daemon().volumes().delete("v0").unwrap();
     assert!(path.exists() && !bed.socket("v0").exists());
     bed.stop();
@@ -409,7 +408,7 @@ fn no_space_on_the_host_is_an_error_of_that_request_only() {
 
 #[test]
 fn a_failed_flush_ends_all_writing_and_shows() {
-    let bed = Bed::new();
+    let mut bed = Bed::new();
     let Some(small) = SmallSystem::new(bed.path("small"), "1m") else { return };
     let file = small.0.join("backing");
     std::fs::File::create(&file).unwrap().set_len(16 * MIB).unwrap();
@@ -431,7 +430,19 @@ fn a_failed_flush_ends_all_writing_and_shows() {
     let state = bed.daemon().volumes().show("v0").unwrap().state;
     assert!(matches!(&state, VolumeState::Poisoned { reason } if reason.contains("flush")), "{state:?}");
     assert_eq!(bed.metric(r#"sluice_blk_volume_poisoned{volume="v0"}"#), 1.0);
+    // A restart brings nothing back that was lost: only an operator may say that it is good enough.
     drop(driver);
+    bed.stop();
+    bed.start();
+    let poisoned = bed.daemon().volumes().show("v0").unwrap().state;
+    assert_eq!(poisoned, state);
+    assert_eq!(bed.metric(r#"sluice_blk_volume_poisoned{volume="v0"}"#), 1.0);
+    let mut driver = bed.driver("v0");
+    assert_eq!((driver.write(0, &block), driver.flush()), (IO_ERROR, IO_ERROR));
+    assert_eq!(bed.daemon().volumes().reopen("v0").unwrap().state, VolumeState::Serving);
+    assert!(driver.frontend().closed_within(PATIENCE), "a reader must look again");
+    assert_eq!(bed.daemon().volumes().reopen("v0").unwrap_err().status, 409);
+    assert_eq!(bed.driver("v0").write(0, &pattern(3, 4096)), OK);
     bed.daemon().volumes().delete("v0").unwrap();
 }
 
@@ -560,6 +571,29 @@ fn a_call_that_cannot_be_signalled_stalls_nobody() {
     let used = || bad.ring(0).device_used_idx() == 8;
     assert!(tests::holds_within(PATIENCE, used));
     assert_eq!(good.read(0, 4096), pattern(1, 4096));
+}
+
+/// Memory that was taken away is noticed although the worker is never idle.
+#[test]
+fn lost_memory_is_noticed_while_others_keep_the_worker_busy() {
+    let bed = Bed::new();
+    for name in ["busy", "victim"] {
+        bed.create(json!({"name": name, "null": true, "size_bytes": "1GiB"})).unwrap();
+    }
+    let victim = bed.driver("victim");
+    let (stop, mut busy) = (std::sync::atomic::AtomicBool::new(false), bed.driver("busy"));
+    let relaxed = std::sync::atomic::Ordering::Relaxed;
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(relaxed) {
+                assert_eq!(busy.flush(), OK);
+            }
+        });
+        victim.ram().file().set_len(0).unwrap();
+        let closed = victim.frontend().closed_within(PATIENCE);
+        stop.store(true, relaxed);
+        assert!(closed);
+    });
 }
 
 #[test]

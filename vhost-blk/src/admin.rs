@@ -24,6 +24,7 @@ pub fn router(volumes: Arc<Volumes>) -> Router {
     let (router, description) = OpenApiRouter::with_openapi(Description::openapi())
         .routes(routes!(list, create))
         .routes(routes!(show, resize, delete))
+        .routes(routes!(reopen))
         .split_for_parts();
     router.route("/openapi.json", get(async || Json(description))).with_state(volumes)
 }
@@ -89,6 +90,20 @@ async fn resize(
         volumes.resize(&name, size_bytes)
     };
     blocking(volumes, resize).await?.map(Json)
+}
+
+/// Open the file or device of a volume again: one that failed, or that refuses writes since a flush failed.
+#[utoipa::path(post, path = "/v1/volumes/{name}/reopen", params(("name" = String, Path)), responses(
+    (status = 200, body = VolumeView),
+    (status = 400, description = "It cannot be opened", body = Problem),
+    (status = 404, body = Problem),
+    (status = 409, description = "It is served as it should be", body = Problem),
+))]
+async fn reopen(
+    State(volumes): State<Arc<Volumes>>,
+    Path(name): Path<String>,
+) -> Result<Json<VolumeView>, Problem> {
+    blocking(volumes, move |volumes| volumes.reopen(&name)).await?.map(Json)
 }
 
 /// Stop serving a volume and forget it; its data stay.

@@ -4,6 +4,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use reactor::WorkerHandle;
 use telemetry::Registry;
@@ -52,7 +53,23 @@ pub struct Daemon {
     volumes: Arc<Volumes>,
     workers: Vec<Running>,
     servers: Vec<Server>,
+    upkeep: Option<tokio::task::JoinHandle<()>>,
     registry: Registry,
+}
+
+/// How often volumes that failed are looked at.
+const UPKEEP_INTERVAL: Duration = Duration::from_secs(1);
+
+async fn upkeep(volumes: Arc<Volumes>) {
+    loop {
+        tokio::time::sleep(UPKEEP_INTERVAL).await;
+        let volumes = volumes.clone();
+        let retry = move || volumes.retry(Instant::now());
+        if tokio::task::spawn_blocking(retry).await.is_err() {
+            tracing::error!("looking after failed volumes failed itself; they are not tried again");
+            return;
+        }
+    }
 }
 
 impl Daemon {
@@ -66,6 +83,7 @@ impl Daemon {
             volumes: Arc::new(Volumes::empty(state, config.run_dir.clone(), registry.clone())),
             workers: start_workers(&config, &registry)?,
             servers: Vec::new(),
+            upkeep: None,
             registry: registry.clone(),
         };
         if let Err(error) = daemon.serve(&config).await {
@@ -87,6 +105,7 @@ impl Daemon {
         tokio::task::spawn_blocking(move || volumes.restore(workers))
             .await
             .map_err(|error| host("restore the volumes")(io::Error::other(error)))??;
+        self.upkeep = Some(tokio::spawn(upkeep(self.volumes.clone())));
         Ok(())
     }
 
@@ -103,6 +122,9 @@ impl Daemon {
     /// Drains all queues, removes the sockets, ends the workers.
     pub async fn stop(mut self) {
         self.servers.clear();
+        if let Some(upkeep) = self.upkeep.take() {
+            upkeep.abort();
+        }
         let stop = move || {
             self.volumes.close();
             for (handle, thread) in self.workers {

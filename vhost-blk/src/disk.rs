@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use nix::fcntl::{FallocateFlags, FcntlArg, OFlag, fallocate, fcntl};
 use rustix::fs::{AtFlags, StatxFlags};
+use telemetry::state::{StateDir, StateError};
 
 use crate::config_space::DiskShape;
 use crate::request::{DiskLimits, SECTOR_BYTES};
@@ -123,6 +124,14 @@ pub struct Disk {
     /// Whether the file was made when it was opened.
     made: bool,
     poison: OnceLock<String>,
+    /// Where a restart finds out about `poison`.
+    note: OnceLock<PoisonNote>,
+}
+
+#[derive(Debug)]
+struct PoisonNote {
+    state: Arc<StateDir>,
+    file: String,
 }
 
 impl Disk {
@@ -154,6 +163,7 @@ impl Disk {
             offset_align: 1,
             made: false,
             poison: OnceLock::new(),
+            note: OnceLock::new(),
         }
     }
 
@@ -262,6 +272,7 @@ impl Disk {
             offset_align,
             made: false,
             poison: OnceLock::new(),
+            note: OnceLock::new(),
         })
     }
 
@@ -350,6 +361,25 @@ impl Disk {
     /// true if this was it.
     pub fn poison(&self, reason: String) -> bool {
         self.poison.set(reason).is_ok()
+    }
+
+    /// From now on [`Disk::note_poison`] writes to `file` of the state directory; what stands there already poisons the
+    /// volume again: a restart does not bring lost writes back.
+    pub fn keep_poison_in(&self, state: Arc<StateDir>, file: String) -> Result<(), StateError> {
+        if let Some(reason) = state.read(&file)? {
+            self.poison(String::from_utf8_lossy(&reason).into_owned());
+        }
+        // Set once, when the volume is opened.
+        let _ = self.note.set(PoisonNote { state, file });
+        Ok(())
+    }
+
+    /// Makes the poison last over restarts. Blocks on the state directory's disk.
+    pub fn note_poison(&self) -> Result<(), StateError> {
+        match (self.note.get(), self.poisoned()) {
+            (Some(note), Some(reason)) => note.state.replace(&note.file, reason.as_bytes()),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -530,5 +560,25 @@ mod tests {
         assert_eq!(disk.poisoned(), None);
         assert!(disk.poison("one".into()) && !disk.poison("two".into()));
         assert_eq!(disk.poisoned(), Some("one"));
+    }
+
+    #[test]
+    fn a_noted_poison_outlives_the_daemon() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = Arc::new(StateDir::open(dir.path()).unwrap());
+        let open = || {
+            let body = json!({"name": "v", "null": true, "size_bytes": 512});
+            let disk = Disk::open(&spec(body), true).unwrap();
+            disk.keep_poison_in(state.clone(), "v.poisoned".into()).unwrap();
+            disk
+        };
+        let disk = open();
+        disk.note_poison().unwrap();
+        assert_eq!(open().poisoned(), None, "nothing to note");
+        disk.poison("a flush failed".into());
+        disk.note_poison().unwrap();
+        assert_eq!(open().poisoned(), Some("a flush failed"));
+        state.remove("v.poisoned").unwrap();
+        assert_eq!(open().poisoned(), None);
     }
 }

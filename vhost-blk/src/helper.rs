@@ -20,6 +20,33 @@ pub(crate) enum Job {
         /// Comes back with the result.
         token: u64,
     },
+    /// Make it last that the volume is poisoned.
+    NotePoison {
+        /// The volume.
+        disk: Arc<Disk>,
+        /// Comes back when that is done.
+        token: u64,
+    },
+}
+
+impl Job {
+    /// Does it; the token, and 0 or a negative errno.
+    fn work(self) -> (u64, i32) {
+        match self {
+            Job::Discard { disk, offset, bytes, token } => {
+                let result = disk
+                    .file_handle()
+                    .map_or(Ok(()), |file| reactor::discard_blocking(file.as_fd(), offset, bytes));
+                (token, result.map_or_else(|error| -error.raw_os_error().unwrap_or(libc::EIO), |()| 0))
+            }
+            Job::NotePoison { disk, token } => {
+                if let Err(error) = disk.note_poison() {
+                    tracing::error!(%error, "after a restart nobody will know that a flush failed");
+                }
+                (token, 0)
+            }
+        }
+    }
 }
 
 /// Reaches the helper thread; belongs to one worker.
@@ -30,14 +57,11 @@ impl Helper {
     /// Starts the thread; `done` gets each job's token and its result, 0 or a negative errno. It ends when the last
     /// [`Helper`] is dropped.
     pub(crate) fn start(mut done: impl FnMut(u64, i32) + Send + 'static) -> std::io::Result<Helper> {
-        let (sender, receiver) = channel();
+        let (sender, receiver) = channel::<Job>();
         std::thread::Builder::new().name("blk-helper".to_string()).spawn(move || {
             for job in receiver {
-                let Job::Discard { disk, offset, bytes, token } = job;
-                let result = disk
-                    .file_handle()
-                    .map_or(Ok(()), |file| reactor::discard_blocking(file.as_fd(), offset, bytes));
-                done(token, result.map_or_else(|error| -error.raw_os_error().unwrap_or(libc::EIO), |()| 0));
+                let (token, result) = job.work();
+                done(token, result);
             }
         })?;
         Ok(Helper(sender))

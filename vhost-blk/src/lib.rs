@@ -16,6 +16,7 @@ pub mod daemon;
 pub mod disk;
 mod helper;
 pub mod metrics;
+mod outage;
 pub mod queue;
 pub mod request;
 pub mod spec;

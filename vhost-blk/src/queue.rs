@@ -17,7 +17,7 @@ use virtq::{Chain, GuestSlice, Queue};
 
 use crate::backend::SessionState;
 use crate::disk::Disk;
-use crate::helper::Helper;
+use crate::helper::{Helper, Job};
 use crate::metrics::{ErrorKind, Op, QueueMetrics};
 use crate::request::{
     DiskLimits, HEADER_BYTES, RANGE_BYTES, Request, SERIAL_BYTES, STATUS_BYTES, Status, parse,
@@ -71,6 +71,8 @@ enum Stage {
     Sync,
     /// A range by this method.
     Range(Method),
+    /// The note that the volume is poisoned: its flush is answered when that lasts.
+    Note(ErrorKind),
 }
 
 #[derive(Clone, Copy, Default)]
@@ -225,6 +227,9 @@ impl Serving {
         completions: u64,
     ) -> bool {
         let mut worked = false;
+        if self.queue.lost() && !self.broken {
+            self.break_ring(0, &"guest memory was taken away", io);
+        }
         if self.stalled_at != Some(completions) {
             self.stalled_at = None;
             let limits = self.disk.limits();
@@ -243,11 +248,11 @@ impl Serving {
 
     /// Asks for a kick. True if requests wait already. A queue that waits for room needs none: completions wake it.
     pub(crate) fn arm(&mut self) -> bool {
-        if self.queue.lost() {
-            self.session.frontend.close("guest memory was taken away");
-            self.broken = true;
-        }
-        !self.broken && self.stopping.is_none() && self.stalled_at.is_none() && self.queue.arm()
+        // What the look itself finds out is dealt with in the next pass: it counts as work.
+        !self.broken
+            && self.stopping.is_none()
+            && self.stalled_at.is_none()
+            && (self.queue.arm() | self.queue.lost())
     }
 
     /// No kicks, please.
@@ -502,7 +507,11 @@ impl Serving {
         let slot = &mut self.slots[usize::from(head)];
         let ended = match slot.stage {
             Stage::Transfer => self.transferred(head, result, io, chain),
-            Stage::Sync => Some(self.synced(result)),
+            Stage::Sync => match self.synced(head, result) {
+                Some(ended) => Some(ended),
+                None => return,
+            },
+            Stage::Note(kind) => Some(Err(Failure::io(kind))),
             Stage::Range(method) => self.ranged(head, method, result),
             Stage::New | Stage::Between => unreachable!("completion of a request with nothing in flight"),
         };
@@ -585,17 +594,24 @@ impl Serving {
         (done == bytes).then_some(Ok(()))
     }
 
-    /// A flush ended. One that failed may have lost writes that were answered: nothing is written any more.
-    fn synced(&mut self, result: i32) -> Result<(), Failure> {
+    /// A flush ended. One that failed may have lost writes that were answered: nothing is written any more. `None`: the
+    /// first such answer waits until a restart would know of it, too.
+    fn synced(&mut self, head: u16, result: i32) -> Option<Result<(), Failure>> {
         if result >= 0 {
-            return Ok(());
+            return Some(Ok(()));
         }
         let error = std::io::Error::from_raw_os_error(-result);
-        if self.disk.poison(format!("a flush failed: {error}")) {
-            tracing::error!(volume = self.session.volume, %error, "a flush failed; nothing is written any more");
-        }
+        let kind = ErrorKind::of_errno(-result);
+        let first = self.disk.poison(format!("a flush failed: {error}"));
         self.session.poisoned.set(1);
-        Err(Failure::io(ErrorKind::of_errno(-result)))
+        if !first {
+            return Some(Err(Failure::io(kind)));
+        }
+        tracing::error!(volume = self.session.volume, %error, "a flush failed; nothing is written any more");
+        self.slots[usize::from(head)].stage = Stage::Note(kind);
+        let (disk, token) = (self.disk.clone(), self.token | u64::from(head));
+        self.helper.send(Job::NotePoison { disk, token });
+        None
     }
 
     fn host_failed(&self, attempt: &str, errno: i32) -> Failure {

@@ -100,10 +100,14 @@ pub enum VolumeState {
         /// What failed.
         reason: String,
     },
-    /// Its file or device cannot be used.
+    /// Its file or device cannot be used. It is tried again, less and less often.
     Failed {
         /// What was attempted and what came of it.
         reason: String,
+        /// How often it was tried.
+        attempts: u32,
+        /// Seconds until it is tried again.
+        retry_in_s: u64,
     },
 }
 

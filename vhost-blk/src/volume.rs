@@ -15,6 +15,7 @@ use vhost_session::{Endpoint, SessionMetrics, SocketRole};
 use crate::backend::BlkBackend;
 use crate::disk::Disk;
 use crate::metrics::QueueMetrics;
+use crate::outage::{Outage, poison_note};
 use crate::spec::{VolumeSpec, VolumeState, VolumeView};
 use crate::worker::Command;
 
@@ -96,13 +97,13 @@ pub enum RestoreError {
     },
 }
 
-struct Volume {
-    spec: VolumeSpec,
-    service: Result<Service, String>,
+pub(crate) struct Volume {
+    pub(crate) spec: VolumeSpec,
+    pub(crate) service: Result<Service, Outage>,
 }
 
-struct Service {
-    shared: Arc<Shared>,
+pub(crate) struct Service {
+    pub(crate) shared: Arc<Shared>,
     endpoint: Endpoint,
     size: Gauge,
 }
@@ -110,7 +111,7 @@ struct Service {
 /// All volumes of a daemon. Its methods block: on files, and on workers that drain queues.
 pub struct Volumes {
     /// `None` once they are closed: a request that comes too late must not overwrite the list.
-    state: Mutex<Option<StateDir>>,
+    state: Mutex<Option<Arc<StateDir>>>,
     run_dir: PathBuf,
     registry: Registry,
     limited: Arc<RateLimited>,
@@ -123,7 +124,7 @@ impl Volumes {
     /// No volumes yet; requests are refused until [`Volumes::restore`].
     pub fn empty(state: StateDir, run_dir: PathBuf, registry: Registry) -> Volumes {
         let limited = Arc::new(RateLimited::per_minute());
-        let state = Mutex::new(Some(state));
+        let state = Mutex::new(Some(Arc::new(state)));
         Volumes { state, run_dir, registry, limited, workers: OnceLock::new(), volumes: Mutex::default() }
     }
 
@@ -133,10 +134,16 @@ impl Volumes {
         let mut volumes = self.lock();
         let workers = self.workers.get_or_init(|| workers.into());
         for spec in self.read_list()? {
-            let service = self.serve(&spec, false, &volumes, workers).map_err(|problem| problem.to_string());
+            let service = self.serve(&spec, false, &volumes, workers).map_err(Outage::first);
             match &service {
                 Ok(_) => tracing::info!(volume = spec.name, "serving again"),
-                Err(reason) => tracing::error!(volume = spec.name, reason, "this volume cannot be served"),
+                Err(outage) => {
+                    tracing::error!(
+                        volume = spec.name,
+                        reason = outage.reason,
+                        "this volume cannot be served"
+                    );
+                }
             }
             volumes.insert(spec.name.clone(), Volume { spec, service });
         }
@@ -144,8 +151,7 @@ impl Volumes {
     }
 
     fn read_list(&self) -> Result<Vec<VolumeSpec>, RestoreError> {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(state) = &*state else { return Ok(Vec::new()) };
+        let Ok(state) = self.state() else { return Ok(Vec::new()) };
         let Some(bytes) = state.read(LIST_FILE)? else { return Ok(Vec::new()) };
         let wrong = |reason| RestoreError::List { path: state.path().join(LIST_FILE), reason };
         let kept: Kept = serde_json::from_slice(&bytes).map_err(|error| wrong(error.to_string()))?;
@@ -153,6 +159,11 @@ impl Volumes {
             return Err(wrong(format!("its version is {}, not {LIST_VERSION}", kept.version)));
         }
         Ok(kept.volumes)
+    }
+
+    /// Who serves queues; `None` while the daemon is starting.
+    pub(crate) fn workers(&self) -> Option<&Arc<[WorkerHandle<Command>]>> {
+        self.workers.get()
     }
 
     /// All volumes, by name.
@@ -204,7 +215,9 @@ impl Volumes {
         let title = format!("the volume `{name}` cannot be resized");
         let service = match &volume.service {
             Ok(service) => service,
-            Err(reason) => return Err(Problem::conflict(title).detail(format!("it is not served: {reason}"))),
+            Err(outage) => {
+                return Err(Problem::conflict(title).detail(format!("it is not served: {}", outage.reason)));
+            }
         };
         service
             .shared
@@ -229,6 +242,9 @@ impl Volumes {
         }
         // Ends its sessions and waits until their queues are drained.
         drop(volume);
+        if let Err(error) = self.state()?.remove(&poison_note(name)) {
+            tracing::warn!(volume = name, %error, "a note about a failed flush stays behind");
+        }
         tracing::info!(volume = name, "deleted");
         Ok(())
     }
@@ -241,7 +257,14 @@ impl Volumes {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Volume>> {
+    /// The state directory, while the daemon runs.
+    pub(crate) fn state(&self) -> Result<Arc<StateDir>, Problem> {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let stopping = || Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the daemon is stopping");
+        state.clone().ok_or_else(stopping)
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Volume>> {
         self.volumes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -251,16 +274,13 @@ impl Volumes {
             volumes: volumes.values().map(|volume| volume.spec.clone()).collect(),
         };
         let text = serde_json::to_vec_pretty(&kept).map_err(|error| Problem::internal(error.to_string()))?;
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let stopping = || Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the daemon is stopping");
-        let state = state.as_ref().ok_or_else(stopping)?;
-        state
+        self.state()?
             .replace(LIST_FILE, &text)
             .map_err(|error| Problem::internal("the list of volumes cannot be kept").detail(chain_of(&error)))
     }
 
     /// Opens the data and the socket of a volume.
-    fn serve(
+    pub(crate) fn serve(
         &self,
         spec: &VolumeSpec,
         make: bool,
@@ -274,6 +294,8 @@ impl Volumes {
         };
         let disk =
             Disk::open(spec, make).map_err(|error| refused(title.clone(), &error, field, &spec.backing))?;
+        disk.keep_poison_in(self.state()?, poison_note(&spec.name))
+            .map_err(|error| Problem::internal(title.clone()).detail(chain_of(&error)))?;
         let labels = [("volume", spec.name.as_str())];
         let size = self.registry.gauge("sluice_blk_volume_bytes", "Size of the volume.", &labels);
         size.set(disk.size_bytes() as i64);
@@ -293,6 +315,7 @@ impl Volumes {
             first_worker: volumes.values().map(|volume| usize::from(volume.spec.queues)).sum(),
             metrics: Mutex::new((0..spec.queues).map(|_| Vec::new()).collect()),
         });
+        shared.poisoned.set(disk.poisoned().is_some().into());
         let role = SocketRole::Server {
             path: self.socket_path(&spec.name),
             owner: spec.socket.owner,
@@ -313,7 +336,7 @@ impl Volumes {
         self.run_dir.join(format!("{name}.sock"))
     }
 
-    fn view(&self, volume: &Volume) -> VolumeView {
+    pub(crate) fn view(&self, volume: &Volume) -> VolumeView {
         let (state, frontends) = match &volume.service {
             Ok(service) => {
                 let state = match service.shared.disk.poisoned() {
@@ -322,7 +345,7 @@ impl Volumes {
                 };
                 (state, service.endpoint.sessions().len() as u32)
             }
-            Err(reason) => (VolumeState::Failed { reason: reason.clone() }, 0),
+            Err(outage) => (outage.state(), 0),
         };
         VolumeView {
             spec: volume.spec.clone(),
@@ -333,7 +356,7 @@ impl Volumes {
     }
 }
 
-fn no_volume(name: &str) -> Problem {
+pub(crate) fn no_volume(name: &str) -> Problem {
     Problem::not_found(format!("there is no volume `{name}`"))
 }
 

@@ -83,6 +83,16 @@ impl StateDir {
         };
         write().map_err(StateError::io("write", &path))
     }
+
+    /// Removes file `name`, durably; one that is not there is no error.
+    pub fn remove(&self, name: &str) -> Result<(), StateError> {
+        let path = self.path.join(name);
+        let remove = || match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => File::open(&self.path)?.sync_all(),
+        };
+        remove().map_err(StateError::io("remove", &path))
+    }
 }
 
 #[cfg(test)]
@@ -99,6 +109,11 @@ mod tests {
         state.replace("volumes.json", b"one").unwrap();
         state.replace("volumes.json", b"two").unwrap();
         assert_eq!(state.read("volumes.json").unwrap().unwrap(), b"two");
+        state.replace("note", b"three").unwrap();
+        for _ in 0..2 {
+            state.remove("note").unwrap();
+            assert_eq!(state.read("note").unwrap(), None);
+        }
         drop(state);
         assert_eq!(StateDir::open(&path).unwrap().read("volumes.json").unwrap().unwrap(), b"two");
     }
