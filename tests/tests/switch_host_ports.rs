@@ -119,6 +119,35 @@ fn vlans_over_a_packet_socket() {
     }
 }
 
+/// What is shorter than a wire carries leaves with zeroes at its end, whatever was in the buffer before.
+#[test]
+fn short_frames_are_padded_on_the_way_out() {
+    if !own_namespace() {
+        return;
+    }
+    veth(1500);
+    let (one, two) = (TestSwitch::new(&[]), TestSwitch::new(&[]));
+    one.add("up", json!({"af_packet": "left", "trunk": "10", "native": 1}));
+    two.add("up", json!({"af_packet": "right", "trunk": "10", "native": 1}));
+    for vid in [1, 10] {
+        let mut a = guest(&one, &format!("a{vid}"), json!({"vlan": vid}));
+        let mut b = guest(&two, &format!("b{vid}"), json!({"vlan": vid}));
+        for bytes in [14, 15, 42, 59, 60] {
+            let mut long = frame(BROADCAST, mac(1), &[], &[0xff; 200]);
+            a.send(&long).unwrap();
+            assert_eq!(expect_frame(&mut b), long);
+            long.truncate(bytes);
+            a.send(&long).unwrap();
+            let got = expect_frame(&mut b);
+            assert_eq!(got[..bytes], long, "{bytes} bytes in VLAN {vid}");
+            // The tag counts on the wire, and the host takes it off.
+            let wire = if vid == 1 { 60 } else { 56 };
+            assert!(got.len() >= wire.max(bytes), "{bytes} bytes in VLAN {vid} came as {}", got.len());
+            assert!(got[bytes..].iter().all(|byte| *byte == 0), "{bytes} bytes in VLAN {vid}");
+        }
+    }
+}
+
 #[test]
 fn offloads_over_a_packet_socket() {
     if !own_namespace() {

@@ -1,0 +1,216 @@
+//! The controller's REST interface as a real process serves it: every route, every kind of error, and writes in the middle
+//! of which it is killed. (Switches are in `controller_ovs.rs` and in the controller's own tests.)
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use hyper::Method;
+use serde_json::{Value, json};
+use tests::frontend::PATIENCE;
+use tests::{binary, holds_within};
+use xtask::lab::Daemon;
+use xtask::lab::http::{self, Answer};
+
+/// A controller with directories of its own.
+struct Bed {
+    daemon: Daemon,
+    rest: SocketAddr,
+    /// Operations that were tried, as the description names them.
+    tried: Mutex<BTreeSet<(String, String)>>,
+    _dir: tempfile::TempDir,
+}
+
+impl Bed {
+    /// In memory where that is possible: a process that is killed loses nothing that the kernel has.
+    fn new() -> Bed {
+        let memory = std::path::Path::new("/dev/shm");
+        let mut builder = tempfile::Builder::new();
+        builder.prefix("sluice-");
+        let dir = if memory.is_dir() { builder.tempdir_in(memory) } else { builder.tempdir() }.unwrap();
+        let site = binary::site(dir.path());
+        let (daemon, _, rest) = site.controller().unwrap();
+        Bed { daemon, rest, tried: Mutex::default(), _dir: dir }
+    }
+
+    fn request(&self, method: &Method, path: &str, body: Option<&Value>) -> Answer {
+        http::request(self.rest, method.clone(), path, body).expect("an answer")
+    }
+
+    /// Asks, and checks that the description knows the status. `route` is the path as it is described.
+    #[track_caller]
+    fn check(
+        &self,
+        method: &Method,
+        (route, path): (&str, &str),
+        body: Option<&Value>,
+        status: u16,
+    ) -> Value {
+        let answer = self.request(method, path, body);
+        assert_eq!(answer.status.as_u16(), status, "{method} {path}: {}", answer.body);
+        let operation = (route.to_owned(), method.as_str().to_lowercase());
+        let description = self.request(&Method::GET, "/openapi.json", None).json().unwrap();
+        let described = &description["paths"][route][&operation.1]["responses"][status.to_string()];
+        // What is wrong with a path itself is the same everywhere.
+        assert!(described.is_object() || status == 400, "{method} {route} does not describe {status}");
+        self.tried.lock().unwrap().insert(operation);
+        answer.json().unwrap()
+    }
+}
+
+const SWITCHES: &str = "/v1/switches";
+const PORTS: &str = "/v1/switches/{dpid}/ports";
+const FLOWS: &str = "/v1/switches/{dpid}/flows";
+const FLOW: &str = "/v1/switches/{dpid}/flows/{id}";
+const NETWORKS: &str = "/v1/networks";
+const NETWORK: &str = "/v1/networks/{name}";
+
+fn fields(problem: &Value) -> Vec<&str> {
+    let errors = problem["errors"].as_array().expect("a list of errors");
+    errors.iter().map(|error| error["field"].as_str().expect("a field")).collect()
+}
+
+#[test]
+fn every_route_does_what_its_description_says() {
+    let bed = Bed::new();
+    let (get, put, delete) = (Method::GET, Method::PUT, Method::DELETE);
+    assert_eq!(bed.check(&get, (SWITCHES, SWITCHES), None, 200)["switches"], json!([]));
+    assert_eq!(bed.check(&get, (NETWORKS, NETWORKS), None, 200)["networks"], json!([]));
+    bed.check(&get, (PORTS, "/v1/switches/1/ports"), None, 404);
+
+    let (flow, f1) = (
+        json!({"priority": 5, "match": {"in_port": 1}, "actions": [{"output": 2}]}),
+        "/v1/switches/1/flows/f1",
+    );
+    bed.check(&get, (FLOW, f1), None, 404);
+    bed.check(&delete, (FLOW, f1), None, 404);
+    assert_eq!(bed.check(&put, (FLOW, f1), Some(&flow), 202)["status"], "pending");
+    assert_eq!(bed.check(&put, (FLOW, f1), Some(&flow), 202)["status"], "pending", "once more");
+    bed.check(&put, (FLOW, "/v1/switches/1/flows/f2"), Some(&flow), 409);
+    assert_eq!(bed.check(&get, (FLOW, f1), None, 200)["actions"], flow["actions"]);
+    assert_eq!(
+        bed.check(&get, (FLOWS, "/v1/switches/0x1/flows"), None, 200)["flows"].as_array().unwrap().len(),
+        1
+    );
+    assert_eq!(bed.check(&get, (SWITCHES, SWITCHES), None, 200)["switches"].as_array().unwrap().len(), 1);
+
+    let (network, red) = (json!({"vlan": 10, "ports": [{"dpid": 1, "port": 3}]}), "/v1/networks/red");
+    bed.check(&get, (NETWORK, red), None, 404);
+    bed.check(&delete, (NETWORK, red), None, 404);
+    assert_eq!(bed.check(&put, (NETWORK, red), Some(&network), 202)["status"], "pending");
+    bed.check(&put, (NETWORK, "/v1/networks/blue"), Some(&network), 409);
+    assert_eq!(bed.check(&get, (NETWORK, red), None, 200)["vlan"], 10);
+    assert_eq!(bed.check(&get, (NETWORKS, NETWORKS), None, 200)["networks"].as_array().unwrap().len(), 1);
+
+    // Everything that is wrong, at once.
+    let bad = json!({"priority": 70_000, "match": {"in_port": "x", "colour": 1}, "actions": [{"fly": 2}], "more": 1});
+    let problem = bed.check(&put, (FLOW, "/v1/switches/1/flows/F!"), Some(&bad), 400);
+    assert!(fields(&problem).len() >= 5, "{problem:#}");
+    let bad =
+        json!({"vlan": 4095, "ports": [{"dpid": "zz", "port": 0}, {"port": 1, "mode": "wild"}], "more": 1});
+    let problem = bed.check(&put, (NETWORK, "/v1/networks/a!b"), Some(&bad), 400);
+    assert!(fields(&problem).len() >= 5, "{problem:#}");
+    assert_eq!(fields(&bed.check(&get, (PORTS, "/v1/switches/x/ports"), None, 400)), ["dpid"]);
+    bed.check(&put, (NETWORK, "/v1/networks/green"), None, 400);
+
+    assert_eq!(bed.check(&delete, (FLOW, f1), None, 202)["status"], "pending");
+    bed.check(&get, (FLOW, f1), None, 404);
+    bed.check(&delete, (NETWORK, red), None, 202);
+    bed.check(&get, (NETWORK, red), None, 404);
+
+    for (method, path, status) in
+        [(&get, "/v1/nothing", 404), (&Method::POST, NETWORKS, 405), (&delete, SWITCHES, 405)]
+    {
+        let answer = bed.request(method, path, None);
+        assert_eq!(answer.status.as_u16(), status, "{method} {path}: {}", answer.body);
+        assert!(answer.json().unwrap()["title"].is_string(), "{}", answer.body);
+    }
+    let description = bed.request(&get, "/openapi.json", None).json().unwrap();
+    let known = description["paths"].as_object().unwrap().iter().flat_map(|(path, methods)| {
+        methods.as_object().unwrap().keys().map(move |method| (path.clone(), method.clone()))
+    });
+    let untried: Vec<_> = known.filter(|operation| !bed.tried.lock().unwrap().contains(operation)).collect();
+    assert!(untried.is_empty(), "described and not tried: {untried:?}");
+}
+
+#[test]
+fn settings_are_checked_whole_and_nothing_is_started() {
+    let dir = tempfile::tempdir().unwrap();
+    let site = binary::site(dir.path());
+    let file = dir.path().join("controller.toml");
+    let check = |text: &str| {
+        std::fs::write(&file, text).unwrap();
+        let output =
+            site.command(&["controller", "check", "--config", file.to_str().unwrap()]).output().unwrap();
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let state = dir.path().join("state-of-it");
+    assert_eq!(check(&format!("state_dir = {state:?}\nrest = \"127.0.0.1:1\"\n")).0, Some(0));
+    assert!(!state.exists(), "check changes nothing");
+    let (code, said) = check("restt = 1\nopenflow = \"6653\"\nrest = \"0.0.0.0:8080\"\nmetrics = \"here\"\n");
+    assert_eq!(code, Some(2), "{said}");
+    for part in ["restt", "6653", "0.0.0.0:8080", "here"] {
+        assert!(said.contains(part), "`{part}` is not in:\n{said}");
+    }
+}
+
+/// Flows that one thread writes again and again, each with the number of the write as its priority.
+const FLOW_COUNT: u64 = 10;
+const WRITES: u64 = 1000;
+const KILLS: u64 = 5;
+
+/// SIGKILL in the middle of writes: what was acknowledged is there, and nothing that was never asked for.
+#[test]
+fn acknowledged_writes_survive_kills() {
+    let mut bed = Bed::new();
+    let path = |flow: u64| format!("/v1/switches/7/flows/f{flow}");
+    let (acknowledged, begun) = ([(); FLOW_COUNT as usize].map(|()| AtomicU64::new(0)), AtomicU64::new(0));
+    let interrupted = AtomicU64::new(0);
+    for life in 1..=KILLS {
+        let (rest, dead) = (bed.rest, AtomicBool::new(false));
+        let goal = WRITES * life / KILLS;
+        std::thread::scope(|scope| {
+            let writer = || {
+                while !dead.load(Ordering::Relaxed) {
+                    let number = begun.fetch_add(1, Ordering::Relaxed) + 1;
+                    let flow = number % FLOW_COUNT;
+                    let body = json!({"priority": number, "match": {"in_port": flow + 1}, "actions": []});
+                    match http::request(rest, Method::PUT, &path(flow), Some(&body)) {
+                        Ok(answer) if answer.status.as_u16() == 202 => {
+                            acknowledged[flow as usize].store(number, Ordering::Relaxed);
+                        }
+                        Ok(answer) => panic!("write {number}: {}", answer.body),
+                        // It died before it answered.
+                        Err(_) => {
+                            interrupted.fetch_add(1, Ordering::Relaxed);
+                            return;
+                        }
+                    }
+                }
+            };
+            let writer = scope.spawn(writer);
+            let written = || begun.load(Ordering::Relaxed) > goal || writer.is_finished();
+            assert!(holds_within(10 * PATIENCE, written), "the writes do not get on");
+            bed.daemon.crash().unwrap();
+            dead.store(true, Ordering::Relaxed);
+            writer.join().expect("no write is refused");
+        });
+        bed.daemon.restart().unwrap();
+        let last = begun.load(Ordering::Relaxed);
+        for flow in 0..FLOW_COUNT {
+            let answer = bed.request(&Method::GET, &path(flow), None);
+            let there = answer.json().unwrap()["priority"].as_u64().unwrap_or(0);
+            let expected = acknowledged[flow as usize].load(Ordering::Relaxed);
+            // The write that was interrupted may have been done or not.
+            let in_flight = last % FLOW_COUNT == flow && there == last;
+            assert!(
+                there == expected || in_flight,
+                "flow {flow}: {there}, {expected} was acknowledged, {last} the last"
+            );
+            acknowledged[flow as usize].store(there, Ordering::Relaxed);
+        }
+    }
+    assert!(begun.load(Ordering::Relaxed) >= WRITES);
+    assert!(interrupted.load(Ordering::Relaxed) <= KILLS);
+}
