@@ -163,6 +163,15 @@ fn ask(daemon: &RunDir, method: Method, name: &str, body: Option<&Value>) -> any
     client::request(&daemon.admin_socket("switch"), method, &path, body)
 }
 
+/// `any`, `access 10`, `trunk 10,20 native 1`.
+fn vlans(value: &Value) -> String {
+    let Some(trunk) = value.get("trunk") else { return output::tagged(value) };
+    let allowed: Vec<_> = trunk["allowed"].as_array().into_iter().flatten().map(output::text).collect();
+    let native = trunk["native"].as_u64().map(|vid| format!("native {vid}"));
+    let parts = ["trunk".to_string(), allowed.join(",")].into_iter().chain(native);
+    parts.filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" ")
+}
+
 fn list(ports: &Value) {
     let rows = ports.as_array().into_iter().flatten().map(|port| {
         let link = match (port["failure"].is_string(), port["link_up"] == json!(true)) {
@@ -174,7 +183,7 @@ fn list(ports: &Value) {
             output::text(&port["name"]),
             output::text(&port["ofport"]),
             output::tagged(&port["kind"]),
-            output::tagged(&port["vlans"]),
+            vlans(&port["vlans"]),
             link.to_string(),
             output::text(&port["counters"]["rx_packets"]),
             output::text(&port["counters"]["tx_packets"]),
