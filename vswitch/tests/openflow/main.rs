@@ -4,6 +4,7 @@
 mod bundles;
 mod client;
 mod data_path;
+mod differential;
 mod hostile;
 mod ovs_ofctl;
 mod packets;
