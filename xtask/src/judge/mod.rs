@@ -91,7 +91,7 @@ pub fn ryu(order: &Order, progress: &Progress) -> anyhow::Result<Vec<Report>> {
     ensure!(unknown.is_none(), "there is no part {unknown:?}; there are {}", PARTS.join(", "));
     ensure!(nix::unistd::geteuid().is_root(), "only root may make a network namespace");
     setup::run(progress)?;
-    let python = tester(progress)?;
+    let python = install(progress)?;
     ensure!(paths::cargo().args(["build", "--quiet", "--package", "sluice"]).status()?.success(), "no build");
     let mut reports = Vec::new();
     for run in 1..=order.runs {
@@ -101,8 +101,11 @@ pub fn ryu(order: &Order, progress: &Progress) -> anyhow::Result<Vec<Report>> {
     Ok(reports)
 }
 
-/// The tester's Python, installed where our other products are.
-fn tester(progress: &Progress) -> anyhow::Result<PathBuf> {
+/// Installs the tester where our other products are, if it is not there yet; returns its Python.
+///
+/// # Errors
+/// The package index or the distribution's packages cannot be reached.
+pub fn install(progress: &Progress) -> anyhow::Result<PathBuf> {
     let venv = paths::target().join("judge").join("venv");
     let done = venv.join(PACKAGE);
     let python = venv.join("bin/python");
