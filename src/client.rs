@@ -1,15 +1,17 @@
 //! HTTP over a daemon's admin socket.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use http_body_util::{BodyExt as _, Full};
-use hyper::body::Bytes;
-use hyper::{Method, Request};
+use hyper::body::{Bytes, Incoming};
+use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use serde_json::{Map, Value, json};
 use telemetry::Problem;
+use tokio::signal::unix::{SignalKind, signal};
 
 /// How long a command waits for a daemon that is still starting.
 const STARTING_PATIENCE: Duration = Duration::from_secs(10);
@@ -60,15 +62,20 @@ impl std::error::Error for Refusal {}
 
 /// `collection/name`, with everything in `name` escaped that a path may not hold as it is.
 pub fn path(collection: &str, name: &str) -> String {
-    let mut path = format!("{collection}/");
-    for byte in name.bytes() {
+    format!("{collection}/{}", escape(name))
+}
+
+/// `text` with everything escaped that a path or a value of a query may not hold as it is.
+pub fn escape(text: &str) -> String {
+    let mut escaped = String::new();
+    for byte in text.bytes() {
         if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            path.push(char::from(byte));
+            escaped.push(char::from(byte));
         } else {
-            path.push_str(&format!("%{byte:02X}"));
+            escaped.push_str(&format!("%{byte:02X}"));
         }
     }
-    path
+    escaped
 }
 
 /// Puts the values that were given into the body of a request, as they are.
@@ -124,7 +131,42 @@ fn is_starting(error: &anyhow::Error) -> bool {
     error.downcast_ref::<Refusal>().is_some_and(|refusal| refusal.status == 503)
 }
 
+/// Writes the body of the answer to a GET to `file` as it comes, until the daemon ends it, somebody interrupts us, or
+/// nobody reads the file any more.
+pub fn stream(socket: &Path, path: &str, file: &mut dyn Write) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut body = send(socket, Method::GET, path, None).await?.into_body();
+        loop {
+            let frame = tokio::select! {
+                frame = body.frame() => frame,
+                _ = interrupt.recv() => None,
+                _ = terminate.recv() => None,
+            };
+            let Some(frame) = frame else { return Ok(file.flush()?) };
+            let Ok(bytes) = frame?.into_data() else { continue };
+            match file.write_all(&bytes).and_then(|()| file.flush()) {
+                Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => return Ok(()),
+                written => written?,
+            }
+        }
+    })
+}
+
 async fn exchange(socket: &Path, method: Method, path: &str, body: Option<&Value>) -> anyhow::Result<Value> {
+    let bytes = send(socket, method, path, body).await?.into_body().collect().await?.to_bytes();
+    if bytes.is_empty() { Ok(Value::Null) } else { Ok(serde_json::from_slice(&bytes)?) }
+}
+
+/// Sends a request; an answer that is no success is an error.
+async fn send(
+    socket: &Path,
+    method: Method,
+    path: &str,
+    body: Option<&Value>,
+) -> anyhow::Result<Response<Incoming>> {
     let stream = tokio::net::UnixStream::connect(socket).await.with_context(|| {
         format!(
             "no daemon answers at {}; is it running, and is --run-dir (SLUICE_RUN_DIR) right?",
@@ -142,10 +184,10 @@ async fn exchange(socket: &Path, method: Method, path: &str, body: Option<&Value
         .body(Full::new(Bytes::from(bytes)))?;
     let answer = sender.send_request(request).await?;
     let status = answer.status();
-    let bytes = answer.into_body().collect().await?.to_bytes();
     if !status.is_success() {
+        let bytes = answer.into_body().collect().await?.to_bytes();
         let problem = serde_json::from_slice(&bytes).ok();
         bail!(Refusal { status: status.as_u16(), problem });
     }
-    if bytes.is_empty() { Ok(Value::Null) } else { Ok(serde_json::from_slice(&bytes)?) }
+    Ok(answer)
 }

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod blk;
+mod capture;
 mod client;
 mod controller;
 mod fdb;
@@ -40,6 +41,8 @@ enum Noun {
     Fdb(fdb::Args),
     /// Flow entries of the switch
     Flow(flow::Args),
+    /// Capture the frames of a port of the switch
+    Capture(capture::Args),
 }
 
 fn main() -> ExitCode {
@@ -51,6 +54,7 @@ fn main() -> ExitCode {
         Noun::Port(args) => port::run(args),
         Noun::Fdb(args) => fdb::run(args),
         Noun::Flow(args) => flow::run(args),
+        Noun::Capture(args) => capture::run(args),
     };
     output::exit(result)
 }

@@ -2,20 +2,25 @@
 
 use std::sync::Arc;
 
-use axum::extract::{Path, State};
-use axum::http::StatusCode;
+use axum::body::Body;
+use axum::extract::{Path, Query, State};
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
 use axum::routing::get;
 use axum::{Json, Router};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use telemetry::Problem;
+use telemetry::check::Errors;
 use telemetry::http::JsonBody;
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use crate::capture::{CaptureSpec, FRAME_BYTES_DEFAULT};
 use crate::flow_tables::Selection;
-use crate::openflow::flow_json;
+use crate::frame_words::FrameWords;
+use crate::openflow::{convert, flow_json};
 use crate::port_spec::{PortView, read_add};
 use crate::switch::Switch;
 
@@ -80,8 +85,21 @@ pub fn router(switch: Arc<Switch>) -> Router {
         .routes(routes!(show, delete))
         .routes(routes!(fdb))
         .routes(routes!(flows))
+        .routes(routes!(capture))
         .split_for_parts();
     router.route("/openapi.json", get(async || Json(description))).with_state(switch)
+}
+
+/// What of a port's frames to capture; values are texts so that everything wrong is told at once.
+#[derive(Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+struct CaptureQuery {
+    /// `true`: only frames that were dropped.
+    drops: Option<String>,
+    /// Only frames that these words describe, such as `tcp 10.0.0.1->*:80 vlan 10`.
+    filter: Option<String>,
+    /// Bytes of each frame to keep.
+    frame_bytes: Option<String>,
 }
 
 /// Runs what blocks on files and workers beside the threads that serve requests.
@@ -165,4 +183,48 @@ async fn flows(State(switch): State<Arc<Switch>>) -> Result<Json<Vec<Value>>, Pr
     let mut flows: Vec<_> = flows.iter().collect();
     flows.sort_by_key(|flow| (flow.table, std::cmp::Reverse(flow.priority), flow.id));
     Ok(Json(flows.into_iter().map(|flow| flow_json(flow, now_ms)).collect()))
+}
+
+/// The frames of a port as they go by, as a pcapng file without end. What was dropped has the reason as its comment.
+#[utoipa::path(get, path = "/v1/ports/{name}/capture", params(("name" = String, Path), CaptureQuery), responses(
+    (status = 200, description = "pcapng", content_type = "application/octet-stream"),
+    (status = 400, body = Problem),
+    (status = 404, body = Problem),
+))]
+async fn capture(
+    State(switch): State<Arc<Switch>>,
+    Path(name): Path<String>,
+    Query(query): Query<CaptureQuery>,
+) -> Result<impl IntoResponse, Problem> {
+    let mut errors = Errors::new();
+    let text = query.filter.unwrap_or_default();
+    let words = FrameWords::parse(&text, "filter", &mut errors).unwrap_or_default();
+    let filter = convert::key_and_mask(&words.matching()).unwrap_or_else(|code| {
+        errors.add("filter", &text, format!("is no match ({code})"), "say what belongs together");
+        Default::default()
+    });
+    let drops = match query.drops.as_deref() {
+        None | Some("false") => false,
+        Some("true") => true,
+        Some(other) => {
+            errors.add("drops", other, "is neither true nor false", "give one of them");
+            false
+        }
+    };
+    let bytes = query.frame_bytes.as_deref().map_or(Ok(FRAME_BYTES_DEFAULT), str::parse);
+    let frame_bytes_max = bytes.ok().filter(|bytes| (1..=FRAME_BYTES_DEFAULT).contains(bytes));
+    if frame_bytes_max.is_none() {
+        let given = query.frame_bytes.as_deref().unwrap_or_default();
+        errors.add("frame_bytes", given, "is no number of bytes", format!("give 1 to {FRAME_BYTES_DEFAULT}"));
+    }
+    errors.into_result(format!("the port `{name}` cannot be captured"), ())?;
+    let frame_bytes_max = frame_bytes_max.unwrap_or(FRAME_BYTES_DEFAULT);
+    let port = blocking(switch.clone(), move |switch| switch.show(&name)).await??.spec;
+    let number = crate::model::PortNo(port.ofport.unwrap_or(0));
+    let spec = CaptureSpec { name: port.name, port: number, drops, filter, frame_bytes_max };
+    let capture = switch.data_path().capture(spec);
+    // Whoever has an answer misses nothing from then on.
+    switch.bridge().barrier().await;
+    let body = Body::new(capture);
+    Ok(([(header::CONTENT_TYPE, "application/octet-stream")], body))
 }

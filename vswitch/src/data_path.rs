@@ -11,6 +11,7 @@ use reactor::{WorkerConfig, WorkerHandle};
 use telemetry::{RateLimited, Registry};
 use virtq::Queue;
 
+use crate::capture::{Capture, CaptureSpec, capture};
 use crate::fdb::Fdb;
 use crate::model::{Clock, Fence, PacketInSender, PacketOut, PortCounters, PortNo, Snapshot, SwitchControl};
 use crate::port::backend::{Homes, worker_of_pair};
@@ -209,6 +210,16 @@ impl DataPath {
     pub(crate) fn set_call(&self, worker: usize, name: QueueName, call: Option<OwnedFd>) {
         // A worker that ended signals nobody.
         let _ = self.workers[worker].call(|reply| Command::SetCall(name, call, reply));
+    }
+
+    /// Begins to show the workers' frames to a capture, which ends when it is dropped.
+    pub fn capture(self: &Arc<DataPath>, spec: CaptureSpec) -> Capture {
+        static NEXT_ID: AtomicU64 = AtomicU64::new(0);
+        let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
+        let data_path = self.clone();
+        let (tap, capture) = capture(id, spec, move || data_path.send_all(|| Command::EndCapture(id)));
+        self.send_all(|| Command::Capture(tap.clone()));
+        capture
     }
 
     pub(crate) fn announce(&self, port: PortNo, mac: [u8; 6]) {

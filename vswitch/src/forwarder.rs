@@ -235,6 +235,9 @@ impl Forwarder {
     /// [`Forwarder::classify`] for a batch of `packets` packets with the same key and `bytes` bytes together.
     pub fn classify_alike(&mut self, key: &FlowKey, packets: usize, bytes: u64, now_ms: u64) -> VerdictId {
         assert!(packets <= BATCH_MAX);
+        if self.snapshot.ports.ignores(PortNo(key.in_port())) {
+            return VerdictId(DropReason::PortBlocked as u32);
+        }
         self.begin_batch();
         self.cache.place(key, &mut self.places[0]);
         let place = self.places[0];

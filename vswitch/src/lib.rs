@@ -10,6 +10,7 @@
 pub mod admin;
 pub mod bridge;
 mod cache;
+pub mod capture;
 pub mod config;
 pub mod daemon;
 pub mod data_path;
@@ -17,6 +18,7 @@ pub mod fdb;
 pub mod flow;
 pub mod flow_tables;
 pub mod forwarder;
+pub mod frame_words;
 pub mod groups;
 mod hash;
 pub mod meters;

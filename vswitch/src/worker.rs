@@ -22,6 +22,7 @@ mod guest_source;
 mod handover;
 mod ports;
 mod socket;
+mod tap;
 mod wiring;
 
 use std::sync::Arc;
@@ -32,6 +33,7 @@ use reactor::{Io, Reply, Worker};
 use telemetry::{Counter, RateLimited};
 use virtq::Queue;
 
+use crate::capture::Tap;
 use crate::fdb::Fdb;
 use crate::forwarder::{BATCH_MAX, Forwarder, VerdictId};
 use crate::model::{Clock, Fence, PacketInSender, PacketOut, PortNo, Snapshot};
@@ -42,6 +44,7 @@ use frame::Payload;
 use guest_source::{GuestSource, Taken};
 use handover::FromWorker;
 use ports::{PortTable, Source, SourceKind};
+use tap::Taps;
 
 pub use counters::{PortCells, PortReader};
 pub(crate) use ports::{NewPort, NewQueue};
@@ -77,6 +80,10 @@ pub(crate) enum Command {
     SetCall(QueueName, Option<std::os::fd::OwnedFd>, Reply<()>),
     /// The guest behind a port moved here: announce its address.
     Announce(PortNo, [u8; 6]),
+    /// Show a capture what goes by.
+    Capture(Arc<Tap>),
+    /// That capture ended.
+    EndCapture(u64),
     /// End the thread.
     Stop,
 }
@@ -141,6 +148,7 @@ pub(crate) struct SwitchWorker {
     dirty: Vec<usize>,
     draining: Vec<Fence>,
     passes: u32,
+    taps: Taps,
     log: Arc<RateLimited>,
 }
 
@@ -173,6 +181,7 @@ impl SwitchWorker {
             dirty: Vec::new(),
             draining: Vec::new(),
             passes: 0,
+            taps: Taps::default(),
             log: setup.log,
         }
     }
@@ -197,7 +206,7 @@ impl SwitchWorker {
             sink.prepare(taken);
         }
         let depth = self.forwarder.depth();
-        let (count, bytes) = load(burst, source, taken, depth, *port, cells);
+        let (count, bytes) = load(burst, source, taken, depth, *port, cells, &self.taps);
         let Burst { heads, chains, headers, keys, bytes: lengths, offloads, verdicts, origin } = burst;
         if depth == Depth::Port {
             // No rule tells the packets of this port apart.
@@ -222,6 +231,7 @@ impl SwitchWorker {
             offload: Offload::NONE,
             last: *likely,
         };
+        let tapped = self.taps.active();
         for i in 0..count {
             let header = &mut headers[i];
             egress.payload = Payload::Guest {
@@ -231,7 +241,11 @@ impl SwitchWorker {
             };
             egress.frame_bytes = lengths[i] as usize;
             egress.offload = offloads[i];
-            self.forwarder.forward(verdicts[i], *port, header, now_ms, &mut egress);
+            if tapped {
+                self.taps.forward(&self.forwarder, verdicts[i], *port, header, now_ms, &mut egress);
+            } else {
+                self.forwarder.forward(verdicts[i], *port, header, now_ms, &mut egress);
+            }
         }
         *likely = egress.last;
         if source.finish(&heads[..taken], io) {
@@ -267,7 +281,11 @@ impl SwitchWorker {
             offload,
             last: usize::MAX,
         };
-        self.forwarder.forward(verdict[0], port, header, now_ms, &mut egress);
+        if self.taps.active() {
+            self.taps.forward(&self.forwarder, verdict[0], port, header, now_ms, &mut egress);
+        } else {
+            self.forwarder.forward(verdict[0], port, header, now_ms, &mut egress);
+        }
     }
 
     /// A receive of a device of the host completed.
@@ -322,7 +340,11 @@ impl SwitchWorker {
             offload: Offload::NONE,
             last: usize::MAX,
         };
-        self.forwarder.packet_out(packet, &mut header, now_ms, &mut egress);
+        if self.taps.active() {
+            self.taps.packet_out(&self.forwarder, packet, &mut header, now_ms, &mut egress);
+        } else {
+            self.forwarder.packet_out(packet, &mut header, now_ms, &mut egress);
+        }
     }
 
     /// Delivers what other workers handed over.
@@ -331,7 +353,14 @@ impl SwitchWorker {
         let PortTable { sinks, routes, .. } = &mut self.ports;
         for from in &mut self.peers.from {
             taken += from.take(budget, |handed| {
-                egress::deliver_handed(handed, sinks, routes, &mut self.dirty, &mut self.scratch, io);
+                let mut deliver = |sinks: &mut [Option<Sink>]| {
+                    egress::deliver_handed(handed, sinks, routes, &mut self.dirty, &mut self.scratch, io);
+                };
+                if self.taps.active() {
+                    self.taps.deliver(handed.port, handed.bytes(), sinks, deliver);
+                } else {
+                    deliver(sinks);
+                }
             });
         }
         taken > 0
@@ -412,6 +441,7 @@ fn load(
     depth: Depth,
     port: PortNo,
     cells: &PortCells,
+    taps: &Taps,
 ) -> (usize, u64) {
     let (mut count, mut bytes) = (0, 0);
     // Where no rule looks at the packet, none edits what is behind its first addresses and tags.
@@ -429,7 +459,10 @@ fn load(
                 bytes += u64::from(received.bytes);
                 count += 1;
             }
-            Err(reason) => cells.rx_drop(reason),
+            Err(reason) => {
+                cells.rx_drop(reason);
+                taps.refused(source, burst.chains[at].buffers(), port, reason);
+            }
         }
     }
     (count, bytes)
@@ -475,6 +508,8 @@ impl Worker for SwitchWorker {
                 reply.send(());
             }
             Command::Announce(port, mac) => self.inject(io, port, &rarp(mac)),
+            Command::Capture(tap) => self.taps.add(tap),
+            Command::EndCapture(id) => self.taps.remove(id),
             Command::Stop => io.stop(),
         }
     }

@@ -249,6 +249,10 @@ async fn run<S: AsyncRead + AsyncWrite>(stream: S, shared: Arc<Shared>, peer: St
     let end = serve(&mut session, reader, notices, shared.config.probe_interval).await;
     let greeted = session.greeted();
     match end {
+        // A tool that ends with answers unread resets its connection: no news either.
+        Err(Close::Io(error)) if error.kind() == io::ErrorKind::ConnectionReset => {
+            tracing::debug!(%peer, "the OpenFlow session ended");
+        }
         Err(Close::Closed) => tracing::debug!(%peer, "the OpenFlow session ended"),
         Err(reason) => tracing::info!(%peer, %reason, "the OpenFlow session was closed"),
         Ok(never) => match never {},

@@ -88,6 +88,11 @@ impl PortCells {
         }
     }
 
+    /// Packets to the port, or of its own to others, that were not delivered for this reason.
+    pub(crate) fn tx_drops(&self, reason: DropReason) -> u64 {
+        self.tx_drops[reason as usize].get()
+    }
+
     /// A view for other threads.
     pub fn reader(&self) -> PortReader {
         PortReader {

@@ -131,6 +131,11 @@ impl Sink {
         guest.take_fault(io)
     }
 
+    /// Why frames were not delivered since the last publish.
+    pub(crate) fn drops(&self) -> &[DropReason] {
+        &self.drops
+    }
+
     pub(crate) fn check_memory(&self) {
         if let SinkKind::Guest(guest) = &self.kind {
             guest.check_memory();
@@ -199,7 +204,7 @@ pub(crate) struct Egress<'a> {
 
 impl Egress<'_> {
     #[inline]
-    fn frame<'h>(&self, header: &'h Header) -> Frame<'h>
+    pub(crate) fn frame<'h>(&self, header: &'h Header) -> Frame<'h>
     where
         Self: 'h,
     {

@@ -73,6 +73,14 @@ impl Frame<'_> {
         }
     }
 
+    /// The whole frame in memory of its own: for who looks, never for who forwards.
+    #[cold]
+    pub(crate) fn to_vec(self) -> Vec<u8> {
+        let mut bytes = vec![0; self.bytes()];
+        self.read(0, &mut bytes);
+        bytes
+    }
+
     /// The whole frame in `scratch`.
     pub(crate) fn linearise<'s>(&self, scratch: &'s mut [u8]) -> &'s mut [u8] {
         let bytes = &mut scratch[..self.bytes()];

@@ -3,9 +3,10 @@
 use std::process::Command;
 
 use vswitch::bridge::{BridgeConfig, FailMode};
-use vswitch::openflow::AgentConfig;
+use vswitch::flow_tables::Selection;
+use vswitch::openflow::{AgentConfig, flow_text};
 
-use crate::data_path::{Switch, frame};
+use crate::data_path::{Switch, frame, wait_for};
 
 struct Ofctl<'a>(&'a Switch);
 
@@ -215,4 +216,224 @@ fn meters_drop_mark_and_count() {
     assert_eq!(switch.frame(1, &frame(1, 2)).frames.len(), 1);
     ofctl.ok(&["del-meters", "SWITCH"]);
     assert_eq!(ofctl.flows(), Vec::<String>::new(), "flows go with their meter");
+}
+
+/// What is expected of a command.
+enum Want {
+    /// It succeeds and prints nothing.
+    Silent,
+    /// It succeeds and prints all of these.
+    Shows(&'static [&'static str]),
+    /// It is refused with this code.
+    Refused(&'static str),
+    /// The flows are these, sorted, without their counters.
+    Flows(&'static [&'static str]),
+    /// It ends with status 2, which says that flows differ, and prints these.
+    Differs(&'static [&'static str]),
+}
+
+/// Runs a table of commands, one after the other, on one switch. FLOWS-n stands for a file with those flows.
+#[track_caller]
+fn check(steps: &[(&[&str], Want)]) {
+    let switch = secure();
+    let ofctl = Ofctl(&switch);
+    let file = |name: &str| switch.directory.path().join(name).display().to_string();
+    for (name, flows) in FILES {
+        std::fs::write(file(name), flows).expect("written");
+    }
+    for (arguments, want) in steps {
+        let with_files: Vec<String> = arguments
+            .iter()
+            .map(
+                |argument| if argument.starts_with("FLOWS-") { file(argument) } else { argument.to_string() },
+            )
+            .collect();
+        let with_files: Vec<&str> = with_files.iter().map(String::as_str).collect();
+        let (success, text) = ofctl.run(&with_files);
+        let all = |wanted: &[&str]| wanted.iter().all(|wanted| text.contains(wanted));
+        let holds = match want {
+            Want::Silent => success && text.is_empty(),
+            Want::Shows(wanted) => success && all(wanted),
+            Want::Refused(code) => text.contains(code),
+            Want::Differs(wanted) => !success && all(wanted) && text.lines().count() == wanted.len(),
+            Want::Flows(_) => success,
+        };
+        assert!(holds, "ovs-ofctl {arguments:?}:\n{text}");
+        if let Want::Flows(wanted) = want {
+            assert_eq!(ofctl.flows(), *wanted, "after ovs-ofctl {arguments:?}");
+        }
+    }
+}
+
+const FILES: &[(&str, &str)] = &[
+    ("FLOWS-1", "priority=1,in_port=1 actions=output:2\npriority=2,tcp actions=drop\n"),
+    ("FLOWS-2", "priority=1,in_port=1 actions=output:3\npriority=3,udp actions=drop\n"),
+    ("FLOWS-BUNDLE", "add priority=9,arp,actions=FLOOD\ndelete tcp\nmodify in_port=1,actions=output:4\n"),
+    ("FLOWS-BAD", "add priority=7,actions=drop\ndelete in_port=1\nadd table=99,actions=drop\n"),
+];
+
+#[test]
+fn sets_of_flows() {
+    const ONE: &[&str] = &["priority=1,in_port=1 actions=output:2", "priority=2,tcp actions=drop"];
+    const TWO: &[&str] = &["priority=1,in_port=1 actions=output:3", "priority=3,udp actions=drop"];
+    const CHANGED: &[&str] = &["priority=1,in_port=1 actions=output:4", "priority=9,arp actions=FLOOD"];
+    check(&[
+        (&["add-flows", "SWITCH", "FLOWS-1"], Want::Flows(ONE)),
+        (&["diff-flows", "SWITCH", "FLOWS-1"], Want::Silent),
+        (
+            &["diff-flows", "SWITCH", "FLOWS-2"],
+            Want::Differs(&[
+                "-priority=2,tcp actions=drop",
+                "+priority=3,udp actions=drop",
+                "-priority=1,in_port=1 actions=output:2",
+                "+priority=1,in_port=1 actions=output:3",
+            ]),
+        ),
+        (&["replace-flows", "SWITCH", "FLOWS-2"], Want::Flows(TWO)),
+        (&["--bundle", "replace-flows", "SWITCH", "FLOWS-1"], Want::Flows(ONE)),
+        (&["--bundle", "add-flows", "SWITCH", "FLOWS-BUNDLE"], Want::Flows(CHANGED)),
+        (&["--bundle", "add-flows", "SWITCH", "FLOWS-BAD"], Want::Refused("OFPFMFC_BAD_TABLE_ID for")),
+        (&["diff-flows", "SWITCH", "SWITCH"], Want::Flows(CHANGED)),
+        (&["--bundle", "add-flow", "SWITCH", "priority=3,actions=drop"], Want::Silent),
+        (&["--bundle", "mod-flows", "SWITCH", "priority=3,actions=output:1"], Want::Silent),
+        (&["--bundle", "--strict", "del-flows", "SWITCH", "priority=9,arp"], Want::Silent),
+        (&["--bundle", "del-flows", "SWITCH", "in_port=1"], Want::Flows(&["priority=3 actions=output:1"])),
+    ]);
+}
+
+#[test]
+fn flows_are_found_by_every_filter() {
+    check(&[
+        (
+            &["add-flow", "SWITCH", "cookie=0x15,table=2,priority=4,tcp,tp_dst=80,actions=output:2"],
+            Want::Silent,
+        ),
+        (&["add-flow", "SWITCH", "cookie=0x16,priority=5,udp,actions=output:3"], Want::Silent),
+        (&["dump-flows", "SWITCH", "cookie=0x15/-1"], Want::Shows(&["cookie=0x15", "table=2"])),
+        (&["dump-aggregate", "SWITCH", "cookie=0x14/0xfc"], Want::Shows(&["flow_count=2"])),
+        (&["dump-aggregate", "SWITCH", "out_port=3"], Want::Shows(&["flow_count=1"])),
+        (&["dump-aggregate", "SWITCH", "table=2"], Want::Shows(&["flow_count=1"])),
+        (&["dump-aggregate", "SWITCH", "tcp"], Want::Shows(&["flow_count=1"])),
+        (&["dump-aggregate", "SWITCH", "ip"], Want::Shows(&["flow_count=2"])),
+        (&["dump-aggregate", "SWITCH", "icmp"], Want::Shows(&["flow_count=0"])),
+        (&["mod-flows", "SWITCH", "cookie=0x15/-1,actions=output:4"], Want::Silent),
+        (&["--strict", "mod-flows", "SWITCH", "priority=5,udp,actions=output:1"], Want::Silent),
+        (&["--strict", "del-flows", "SWITCH", "priority=4,udp"], Want::Silent),
+        (&["dump-aggregate", "SWITCH", "out_port=4"], Want::Shows(&["flow_count=0"])),
+        (&["del-flows", "SWITCH", "out_port=1"], Want::Silent),
+        (&["del-flows", "SWITCH", "cookie=0x15/0xff"], Want::Flows(&[])),
+    ]);
+}
+
+#[test]
+fn ports_are_switched_off_and_on() {
+    check(&[
+        (&["mod-port", "SWITCH", "p2", "down"], Want::Silent),
+        (&["dump-ports-desc", "SWITCH", "2"], Want::Shows(&["config:     PORT_DOWN", "state:      0"])),
+        (&["mod-port", "SWITCH", "2", "up"], Want::Silent),
+        (&["mod-port", "SWITCH", "2", "no-receive"], Want::Silent),
+        (&["mod-port", "SWITCH", "2", "no-forward"], Want::Silent),
+        (&["mod-port", "SWITCH", "2", "no-packet-in"], Want::Silent),
+        (&["show", "SWITCH"], Want::Shows(&["config:     NO_RECV NO_FWD NO_PACKET_IN"])),
+        (&["mod-port", "SWITCH", "2", "receive"], Want::Silent),
+        (&["mod-port", "SWITCH", "2", "forward"], Want::Silent),
+        (&["mod-port", "SWITCH", "2", "packet-in"], Want::Silent),
+        (&["mod-port", "SWITCH", "nobody", "down"], Want::Refused("couldn't find port")),
+    ]);
+}
+
+#[test]
+fn the_rest_of_what_it_can_ask() {
+    check(&[
+        (&["queue-stats", "SWITCH"], Want::Shows(&["0 queues"])),
+        (&["queue-stats", "SWITCH", "1"], Want::Shows(&["0 queues"])),
+        (&["queue-stats", "SWITCH", "1", "0"], Want::Refused("OFPQOFC_BAD_QUEUE")),
+        (&["queue-stats", "SWITCH", "77"], Want::Refused("OFPQOFC_BAD_PORT")),
+        (&["queue-get-config", "SWITCH", "1"], Want::Shows(&["OFPT_QUEUE_GET_CONFIG_REPLY"])),
+        (&["set-frags", "SWITCH", "normal"], Want::Silent),
+        (&["get-frags", "SWITCH"], Want::Shows(&["normal"])),
+        (&["set-frags", "SWITCH", "reassemble"], Want::Refused("OFPSCFC_BAD_FLAGS")),
+        (
+            &["dump-desc", "SWITCH"],
+            Want::Shows(&["Manufacturer: Sluice", "DP Description: 00000000000000ab"]),
+        ),
+        (&["dump-table-features", "SWITCH"], Want::Shows(&["table 0 (\"table0\")", "goto_table", "ditto"])),
+        (&["dump-tables", "SWITCH"], Want::Shows(&["table 0:", "active=0, lookup=0, matched=0"])),
+        (&["ping", "SWITCH", "1000"], Want::Shows(&["1000 bytes from"])),
+        (&["probe", "SWITCH"], Want::Silent),
+        (&["benchmark", "SWITCH", "64", "50"], Want::Shows(&["Finished in"])),
+    ]);
+}
+
+#[test]
+fn the_monitor_shows_packet_ins_and_ports() {
+    let switch = secure();
+    let ofctl = Ofctl(&switch);
+    ofctl.ok(&["add-flow", "SWITCH", "cookie=0x77,priority=3,in_port=1,actions=CONTROLLER:20"]);
+    let log = switch.directory.path().join("monitor");
+    let out = std::fs::File::create(&log).expect("a file");
+    let mut monitor = Command::new("ovs-ofctl")
+        .args(["-O", "OpenFlow13", "-t", "30", "monitor"])
+        .args([&format!("unix:{}", switch.socket().display()), "65535"])
+        // Where its own control socket goes.
+        .env("OVS_RUNDIR", switch.directory.path())
+        .stderr(out.try_clone().expect("a second handle"))
+        .stdout(out)
+        .spawn()
+        .expect("ovs-ofctl runs");
+    let seen = |text: &str| std::fs::read_to_string(&log).expect("readable").contains(text);
+    // It may miss what is sent before it is there.
+    wait_for("the packet-in", || {
+        switch.frame(1, &frame(1, 2));
+        seen("cookie=0x77 total_len=60 in_port=1 (via action) data_len=20")
+    });
+    ofctl.ok(&["mod-port", "SWITCH", "3", "down"]);
+    wait_for("the port", || seen("OFPT_PORT_STATUS (OF1.3) (xid=0x0): MOD: 3(p3)") && seen("PORT_DOWN"));
+    monitor.kill().expect("it runs");
+    monitor.wait().expect("it ended");
+}
+
+#[test]
+fn flows_look_the_same_in_our_words() {
+    let switch = secure();
+    let ofctl = Ofctl(&switch);
+    let flows = [
+        "cookie=0x5,idle_timeout=60,hard_timeout=100,send_flow_rem,arp,arp_op=1,arp_spa=10.0.0.0/8 actions=FLOOD",
+        "table=3,priority=5,dl_vlan=10,dl_vlan_pcp=3,dl_src=02:00:00:00:00:01 actions=pop_vlan,output:3",
+        "priority=7,in_port=3 actions=push_vlan:0x8100,set_field:4106->vlan_vid,goto_table:3",
+        "priority=8,udp6,ipv6_src=2001:db8::/32,tp_src=53 actions=NORMAL",
+        "priority=9,icmp,icmp_type=8 actions=set_field:10.1.1.1->ip_dst,IN_PORT",
+        "priority=3,metadata=0x1/0x1 actions=clear_actions,write_actions(output:4),write_metadata:0x5/0xf",
+        "priority=0 actions=CONTROLLER:65535",
+        "priority=2,dl_type=0x88cc actions=drop",
+        "priority=4,vlan_tci=0x0000/0x1fff,ip,nw_tos=40 actions=ALL",
+        "priority=10,sctp,nw_dst=10.1.0.0/255.255.0.255,tp_dst=9 actions=set_field:45->ip_dscp,LOCAL",
+        "priority=11,tcp,tp_dst=0x50/0xfff0,nw_ecn=1 actions=set_field:8080->tcp_dst,mod_nw_ttl:9,dec_ttl,output:1",
+        "priority=12,vlan_tci=0x1000/0x1000,dl_dst=01:00:00:00:00:00/01:00:00:00:00:00 actions=output:2",
+        "priority=13,icmp6,icmp_type=135,nd_target=2001:db8::5 actions=set_field:02:00:00:00:00:05->eth_src,output:2",
+        "priority=14,ipv6,ipv6_label=0xabcde,nw_proto=47 actions=set_field:0x12345->ipv6_label,output:2",
+        "priority=15,arp,arp_sha=02:00:00:00:00:03 actions=set_field:10.0.0.9->arp_tpa,output:2",
+        "priority=16,mpls,mpls_label=100,mpls_tc=3,mpls_bos=1 actions=dec_mpls_ttl,pop_mpls:0x0800,output:1",
+        "priority=17,tun_id=0x77,ip,nw_proto=47 actions=output:1",
+        "in_port=2 actions=push_mpls:0x8847,set_field:7->mpls_label,output:1",
+        "actions=drop",
+    ];
+    for flow in flows {
+        ofctl.ok(&["add-flow", "SWITCH", flow]);
+    }
+    let now_ms = switch.bridge.clock().now_ms();
+    let flows = switch.bridge.flows(&Selection::all()).expect("every table exists");
+    // Without what differs with time: duration and counters.
+    let stable = |text: &str| -> String {
+        let parts = text.trim().split(", ").filter(|part| {
+            !["duration=", "n_packets=", "n_bytes="].iter().any(|name| part.starts_with(name))
+        });
+        parts.collect::<Vec<_>>().join(", ")
+    };
+    let mut ours: Vec<_> = flows.iter().map(|flow| stable(&flow_text(flow, now_ms))).collect();
+    let text = ofctl.ok(&["dump-flows", "SWITCH"]);
+    let mut theirs: Vec<_> = text.lines().filter(|line| line.contains("cookie=")).map(stable).collect();
+    ours.sort();
+    theirs.sort();
+    assert_eq!(ours, theirs);
 }

@@ -366,3 +366,51 @@ fn the_unix_listener_is_its_owners_and_goes_with_the_agent() {
     switch.agent = None;
     assert!(!path.exists());
 }
+
+#[test]
+fn port_mods_stop_what_they_say_and_nothing_else() {
+    let switch = start();
+    let mut client = Client::connect(&switch.socket());
+    client.send(Body::FlowMod(add(1, &[], &[ofp::PortNo::FLOOD.0])));
+    client.send(Body::FlowMod(add(2, &[in_port(3)], &[2, ofp::PortNo::CONTROLLER.0])));
+    client.barrier();
+    let config = |client: &mut Client<_>, port: u32, config| {
+        let (port_no, hw_addr) = (ofp::PortNo(port), ofp::MacAddr([2, 0, 0, 0, 1, port as u8]));
+        let mask = ofp::PortConfig::NAMED;
+        let advertise = ofp::PortFeatures(0);
+        client.send(Body::PortMod(ofp::PortMod { port_no, hw_addr, config, mask, advertise }));
+        client.barrier();
+    };
+    let ports = |sent: &Vec<(PortNo, Vec<u8>)>| sent.iter().map(|(port, _)| port.0).collect::<Vec<_>>();
+    assert_eq!(ports(&switch.frame(1, &frame(1, 2)).frames), [2, 3, 4]);
+    config(&mut client, 2, ofp::PortConfig::NO_FWD);
+    assert_eq!(ports(&switch.frame(1, &frame(1, 2)).frames), [3, 4]);
+    assert_eq!(switch.frame(3, &frame(3, 2)).drops, [DropReason::PortBlocked]);
+    // It still receives.
+    assert_eq!(ports(&switch.frame(2, &frame(2, 1)).frames), [1, 3, 4]);
+    config(&mut client, 2, ofp::PortConfig::NO_RECV);
+    switch.bridge.drain_counters().wait();
+    let lookups = switch.bridge.tables()[0].1.lookups;
+    assert_eq!(switch.frame(2, &frame(2, 1)).drops, [DropReason::PortBlocked]);
+    assert_eq!(ports(&switch.frame(1, &frame(1, 2)).frames), [2, 3, 4]);
+    config(&mut client, 2, ofp::PortConfig::PORT_DOWN);
+    assert_eq!(switch.frame(2, &frame(2, 1)).drops, [DropReason::PortBlocked]);
+    assert_eq!(ports(&switch.frame(1, &frame(1, 2)).frames), [3, 4]);
+    config(&mut client, 2, ofp::PortConfig(0));
+    config(&mut client, 3, ofp::PortConfig::NO_PACKET_IN);
+    let sent = switch.frame(3, &frame(3, 2));
+    assert_eq!((ports(&sent.frames), sent.packet_ins), (vec![2], 0));
+    config(&mut client, 3, ofp::PortConfig(0));
+    assert_eq!(switch.frame(3, &frame(3, 2)).packet_ins, 1);
+    // What was not received was not looked up.
+    switch.bridge.drain_counters().wait();
+    assert_eq!(switch.bridge.tables()[0].1.lookups - lookups, 4);
+    let wrong = Body::PortMod(ofp::PortMod {
+        port_no: ofp::PortNo(2),
+        hw_addr: ofp::MacAddr([9; 6]),
+        config: ofp::PortConfig(0),
+        mask: ofp::PortConfig(0),
+        advertise: ofp::PortFeatures(0),
+    });
+    assert_eq!(client.error(wrong), ErrorCode::PORT_MOD_BAD_HW_ADDR);
+}
