@@ -217,7 +217,7 @@ pub struct Tuning {
     pub policy: crate::policy::Kind,
     /// Bytes per second that promotion, demotion and write-back may move together.
     pub migration_bytes_per_s: u64,
-    /// A stream that read so many bytes in order is not promoted any further.
+    /// A stream that read so many bytes in order, or about half of the hot tier, is not promoted any further.
     pub stream_bypass_bytes: u64,
     /// Free hot slots kept ready for write misses, in thousandths of the hot tier (at least one slot).
     pub free_permille: u32,
@@ -237,7 +237,7 @@ impl Default for Tuning {
             scratch_buffers: 64,
             policy: crate::policy::Kind::default(),
             migration_bytes_per_s: u64::MAX,
-            stream_bypass_bytes: 8 << 20,
+            stream_bypass_bytes: 64 << 20,
             free_permille: 10,
             group_bytes: 4 << 20,
             commit_interval_ns: 1_000_000_000,

@@ -120,6 +120,11 @@ impl Ghosts {
         }
     }
 
+    /// Whether the extent is remembered.
+    pub fn knows(&self, extent: Extent) -> bool {
+        self.known.contains_key(&extent)
+    }
+
     /// Forgets the extent; true if it was remembered.
     pub fn take(&mut self, extent: Extent) -> bool {
         self.known.remove(&extent).is_some()

@@ -25,6 +25,10 @@ pub trait Policy: Send + std::fmt::Debug {
     fn hit(&mut self, slot: u32);
     /// `extent` came into `slot`.
     fn insert(&mut self, slot: u32, extent: Extent);
+    /// `extent` came into `slot` as part of a stream: it is likely to be wanted once, soon, and not again.
+    fn insert_passing(&mut self, slot: u32, extent: Extent) {
+        self.insert(slot, extent);
+    }
     /// `extent` left `slot`: demoted (worth remembering), or freed by its owner.
     fn remove(&mut self, slot: u32, extent: Extent, demoted: bool);
     /// The slot to demote next among those `usable` agrees to. It stays in until `remove`.

@@ -84,24 +84,55 @@ proptest! {
 #[test]
 fn windows_grow_on_streams_and_let_long_ones_pass() {
     use window::{Decision, STREAM_WINDOW_BYTES, WINDOW_BYTES, Windows};
-    let mut windows = Windows::new(4 << 20);
-    assert_eq!(windows.miss(1, 5000, 4096, false), Decision::Fill { start: 0, end: WINDOW_BYTES });
+    let mut windows = Windows::new(4 << 20, 2048);
+    assert_eq!(
+        windows.miss(1, 5000, 4096, false),
+        Decision::Fill { start: 0, end: WINDOW_BYTES, passing: false }
+    );
     let next = windows.miss(1, WINDOW_BYTES, 4096, false);
-    assert_eq!(next, Decision::Fill { start: WINDOW_BYTES, end: WINDOW_BYTES + STREAM_WINDOW_BYTES });
+    let end = WINDOW_BYTES + STREAM_WINDOW_BYTES;
+    assert_eq!(next, Decision::Fill { start: WINDOW_BYTES, end, passing: false });
     let elsewhere = windows.miss(2, WINDOW_BYTES + STREAM_WINDOW_BYTES, 4096, false);
     assert!(
-        matches!(elsewhere, Decision::Fill { start, end } if end - start == WINDOW_BYTES),
+        matches!(elsewhere, Decision::Fill { start, end, .. } if end - start == WINDOW_BYTES),
         "{elsewhere:?}"
     );
-    let (mut at, mut filled) = (1u64 << 30, 0);
-    while at < (1 << 30) + (64 << 20) {
-        match windows.miss(3, at, 65536, false) {
-            Decision::Fill { start, end } => {
-                filled += end - start;
-                at = end;
+    // A long stream is marked, then passed by; when it comes back it gets its windows.
+    let mut stream = |from: u64| {
+        let (mut at, mut filled, mut marked) = (from, 0, 0);
+        while at < from + (64 << 20) {
+            match windows.miss(3, at, 65536, false) {
+                Decision::Fill { start, end, passing } => {
+                    filled += end - start;
+                    marked += if passing { end - start } else { 0 };
+                    at = end;
+                }
+                Decision::Bypass => at += 65536,
             }
-            Decision::Bypass => at += 65536,
         }
+        (filled >> 20, marked >> 20)
+    };
+    let (filled, marked) = stream(1 << 30);
+    assert!((3..6).contains(&filled) && (1..4).contains(&marked), "{filled} {marked}");
+    let (filled, _) = stream(1 << 30);
+    assert!(filled >= 60, "{filled}");
+}
+
+#[test]
+fn what_a_stream_brings_pushes_out_its_own() {
+    let mut queue = TwoQueue::new(2000);
+    for slot in 0..2000 {
+        queue.insert(slot, u64::from(slot));
     }
-    assert!((2 << 20..6 << 20).contains(&filled), "{filled}");
+    let mut gone = Vec::new();
+    let mut held: Vec<u64> = (0..2000).collect();
+    for extent in 10_000..10_500 {
+        let slot = queue.victim(&mut |_| true).expect("it is full");
+        queue.remove(slot, std::mem::replace(&mut held[slot as usize], extent), true);
+        gone.push(slot);
+        queue.insert_passing(slot, extent);
+    }
+    gone.sort_unstable();
+    gone.dedup();
+    assert!(gone.len() < 60, "{} slots changed hands", gone.len());
 }

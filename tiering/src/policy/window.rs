@@ -1,9 +1,12 @@
 //! How much a miss brings along, and which streams are not worth it.
 //!
 //! A miss fills a window of 128 KiB around it. A miss where one of the last fills ended is a stream: its window is
-//! 512 KiB. A stream that has gone on for long is read past the hot tier: it would push out what is used, and the
-//! cold tier is good at streams.
+//! 512 KiB, and once it is longer than a few windows what it brings is marked as passing. A stream that has gone on for very
+//! long is read past the hot tier, which is what the cold tier is good at, unless one passed by there before: who comes
+//! back gets its windows.
 
+use super::list::Ghosts;
+use super::two_queue::SMALL_SLOTS;
 use crate::types::UNIT_BYTES;
 use std::collections::VecDeque;
 
@@ -13,6 +16,10 @@ pub const WINDOW_BYTES: u64 = 128 << 10;
 pub const STREAM_WINDOW_BYTES: u64 = 512 << 10;
 /// Fills that are remembered.
 pub const STREAMS_MAX: usize = 32;
+/// From this length on what a stream brings in is passing.
+const PASSING_BYTES: u64 = 2 << 20;
+/// Grain in which it is remembered where streams went past the hot tier.
+const REGION_BYTES: u64 = 1 << 20;
 
 /// What to do with a miss.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +30,8 @@ pub enum Decision {
         start: u64,
         /// First byte after.
         end: u64,
+        /// They belong to a long stream: [`super::Policy::insert_passing`].
+        passing: bool,
     },
     /// Serve it from the cold tier.
     Bypass,
@@ -40,12 +49,33 @@ struct Stream {
 pub struct Windows {
     streams: VecDeque<Stream>,
     bypass_bytes: u64,
+    bypass_max: u64,
+    /// Where streams went past the hot tier.
+    passed: Ghosts,
+    /// Where one does now: known when it has left.
+    passing: Option<u64>,
 }
 
 impl Windows {
-    /// Streams longer than `bypass_bytes` are not promoted.
-    pub fn new(bypass_bytes: u64) -> Self {
-        Windows { streams: VecDeque::with_capacity(STREAMS_MAX), bypass_bytes }
+    /// Streams longer than `bypass_bytes`, or than about half of the hot tier of so many slots, are not promoted. A tiny
+    /// hot tier is hardly more than a buffer to read ahead, and stays one.
+    pub fn new(bypass_bytes: u64, slots: u32) -> Self {
+        let mut windows = Windows {
+            streams: VecDeque::with_capacity(STREAMS_MAX),
+            bypass_bytes: 0,
+            bypass_max: bypass_bytes,
+            passed: Ghosts::new(1),
+            passing: None,
+        };
+        windows.grow(slots);
+        windows
+    }
+
+    /// The hot tier has so many slots from now on.
+    pub fn grow(&mut self, slots: u32) {
+        let share = if slots < SMALL_SLOTS { u64::MAX } else { u64::from(slots) * UNIT_BYTES / 100 * 48 };
+        self.bypass_bytes = self.bypass_max.min(share);
+        self.passed.grow(slots.max(1) as usize);
     }
 
     /// Decides on a miss of `len` bytes at `offset`. A write never goes past the hot tier: its data is new.
@@ -62,13 +92,26 @@ impl Windows {
             None => (start + WINDOW_BYTES).max(end),
         };
         let gone_by = before.map_or(0, |stream| stream.bytes);
-        let bypass = gone_by >= self.bypass_bytes && !write;
+        let bypass = gone_by >= self.bypass_bytes && !write && !self.comes_back(volume, offset);
         let reach = if bypass { end } else { fill_end };
         let bytes = gone_by + reach.saturating_sub(before.map_or(start, |stream| stream.end));
         if self.streams.len() == STREAMS_MAX {
             self.streams.pop_front();
         }
         self.streams.push_back(Stream { volume, end: reach, bytes });
-        if bypass { Decision::Bypass } else { Decision::Fill { start, end: fill_end } }
+        let passing = gone_by >= PASSING_BYTES && !write;
+        if bypass { Decision::Bypass } else { Decision::Fill { start, end: fill_end, passing } }
+    }
+
+    /// Whether a stream has been here before; if not, one has now.
+    fn comes_back(&mut self, volume: u32, offset: u64) -> bool {
+        // A volume has fewer than 2^30 regions.
+        let region = u64::from(volume) << 30 | offset / REGION_BYTES;
+        if self.passing != Some(region) {
+            if let Some(left) = self.passing.replace(region) {
+                self.passed.add(left);
+            }
+        }
+        self.passed.knows(region)
     }
 }

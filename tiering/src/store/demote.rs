@@ -3,6 +3,7 @@
 //! A clean copy leaves by a record alone. A dirty one is written back first, together with the dirty neighbours of its
 //! aligned group of cold slots, in the order of the disk: a cold disk's time is its seeks.
 
+use super::fill::Wanted;
 use super::{JobKind, Owner, Rule, Store};
 use crate::types::*;
 
@@ -209,7 +210,7 @@ impl Store {
         if let Some(extent) = entry.and_then(|entry| entry.extent()) {
             let slot = self.hot.find(extent);
             if slot.is_none_or(|slot| self.hot.slot(slot).valid != ALL_PAGES) {
-                self.start_fill(extent, slot, (volume, unit), None);
+                self.start_fill(extent, slot, Wanted { volume, unit, passing: false }, None);
             }
         }
         self.pump();

@@ -7,6 +7,22 @@
 use super::{JobKind, Owner, Part, Rule, Store};
 use crate::types::*;
 
+/// What a fill is for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Wanted {
+    pub volume: VolumeId,
+    pub unit: u64,
+    /// It is part of a long stream.
+    pub passing: bool,
+}
+
+impl Wanted {
+    /// For the unit of a part.
+    pub fn by(part: &Part) -> Wanted {
+        Wanted { volume: part.volume, unit: part.unit, passing: false }
+    }
+}
+
 /// Scratch buffers left to copy-on-write, which guests wait for.
 const SCRATCH_RESERVE: usize = 2;
 
@@ -17,7 +33,7 @@ impl Store {
         &mut self,
         extent: Extent,
         slot: Option<u32>,
-        (volume, unit): (VolumeId, u64),
+        wanted: Wanted,
         reader: Option<Part>,
     ) -> bool {
         let busy = self.scratch_free.len() <= SCRATCH_RESERVE || self.cold_writers.contains_key(&extent);
@@ -29,7 +45,7 @@ impl Store {
             Some(slot) if self.hot.slot(slot).fill_running || self.hot.slot(slot).fresh => return false,
             Some(slot) => slot,
             None => {
-                let Some(slot) = self.attach(extent, false, (volume, unit)) else { return false };
+                let Some(slot) = self.attach(extent, false, wanted) else { return false };
                 slot
             }
         };
@@ -48,12 +64,8 @@ impl Store {
     }
 
     /// Gives an extent a hot slot for a unit of a volume, if one is free and the volume may have it.
-    pub(super) fn attach(
-        &mut self,
-        extent: Extent,
-        fresh: bool,
-        (volume, unit): (VolumeId, u64),
-    ) -> Option<u32> {
+    pub(super) fn attach(&mut self, extent: Extent, fresh: bool, wanted: Wanted) -> Option<u32> {
+        let Wanted { volume, unit, passing } = wanted;
         self.room_wanted = true;
         let pin = self.map.volume(volume)?.pin_of(unit);
         if !self.may_heat(volume) {
@@ -61,7 +73,10 @@ impl Store {
         }
         let slot = self.hot.attach(extent, fresh, volume, self.now_ns)?;
         self.hot.slot_mut(slot).pinned = pin == Pin::Hot;
-        self.policy.insert(slot, extent);
+        match passing {
+            true => self.policy.insert_passing(slot, extent),
+            false => self.policy.insert(slot, extent),
+        }
         Some(slot)
     }
 

@@ -343,6 +343,7 @@ impl Store {
                 let slots = self.layout.slots(Tier::Hot) as u32;
                 self.hot.grow(slots);
                 self.policy.grow(slots);
+                self.windows.grow(slots);
             }
             Tier::Cold if volume.is_some() => self.allocator.extend_home(segment.slots, true),
             Tier::Cold => self.allocator.extend(segment.slots),

@@ -529,7 +529,7 @@ impl Store {
             }
         }
         Store {
-            windows: Windows::new(tuning.stream_bypass_bytes),
+            windows: Windows::new(tuning.stream_bypass_bytes, hot.slots()),
             requests: (0..tuning.requests_max).map(|_| None).collect(),
             scratch_free: (0..tuning.scratch_buffers).rev().collect(),
             tokens: tuning.group_bytes,

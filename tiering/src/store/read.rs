@@ -1,5 +1,6 @@
 //! Reads: from the hot slot, from the cold one, or zero.
 
+use super::fill::Wanted;
 use super::{Owner, Part, Rule, Store};
 use crate::policy::window::Decision;
 use crate::types::*;
@@ -57,7 +58,7 @@ impl Store {
         assert!(pieces > 0, "a part is not empty");
         self.part_done(part.tag, Ok(()), 0);
         if !fresh {
-            self.start_fill(extent, Some(slot), (part.volume, part.unit), None);
+            self.start_fill(extent, Some(slot), Wanted::by(&part), None);
         }
     }
 
@@ -67,22 +68,21 @@ impl Store {
         let (pin, units) = (volume.pin_of(part.unit), volume.units());
         let offset = part.unit * UNIT_BYTES + u64::from(part.start);
         let decision = self.windows.miss(part.volume.0, offset, u64::from(part.len), false);
-        let range = match (pin, decision) {
-            (Pin::Cold, _) | (Pin::Auto, Decision::Bypass) => None,
-            (_, Decision::Fill { start, end }) => {
-                Some(start / UNIT_BYTES..end.div_ceil(UNIT_BYTES).min(units))
+        let (range, passing) = match (pin, decision) {
+            (Pin::Cold, _) | (Pin::Auto, Decision::Bypass) => return self.read_from(part, extent, None),
+            (_, Decision::Fill { start, end, passing }) => {
+                (start / UNIT_BYTES..end.div_ceil(UNIT_BYTES).min(units), passing)
             }
-            (Pin::Hot, Decision::Bypass) => Some(part.unit..part.unit + 1),
+            (Pin::Hot, Decision::Bypass) => (part.unit..part.unit + 1, false),
         };
-        let Some(range) = range else { return self.read_from(part, extent, None) };
-        if !self.start_fill(extent, None, (part.volume, part.unit), Some(part)) {
+        if !self.start_fill(extent, None, Wanted { passing, ..Wanted::by(&part) }, Some(part)) {
             self.read_from(part, extent, None);
         }
-        self.fill_neighbours(part, range);
+        self.fill_neighbours(part, range, passing);
     }
 
     /// Brings in the cold units of the window around a miss.
-    pub(super) fn fill_neighbours(&mut self, part: Part, range: std::ops::Range<u64>) {
+    pub(super) fn fill_neighbours(&mut self, part: Part, range: std::ops::Range<u64>, passing: bool) {
         for unit in range.filter(|unit| *unit != part.unit) {
             let Some(volume) = self.map.volume(part.volume) else { return };
             let neighbour = self.map.get(volume, unit).extent();
@@ -90,7 +90,7 @@ impl Store {
                 continue;
             }
             if let Some(extent) = neighbour.filter(|extent| self.hot.find(*extent).is_none()) {
-                self.start_fill(extent, None, (part.volume, unit), None);
+                self.start_fill(extent, None, Wanted { volume: part.volume, unit, passing }, None);
             }
         }
     }

@@ -1,5 +1,6 @@
 //! Guest writes, zeroes and discards.
 
+use super::fill::Wanted;
 use super::{JobKind, Owner, Part, PartKind, Rule, Store};
 use crate::journal::Record;
 use crate::map::Entry;
@@ -143,13 +144,13 @@ impl Store {
     fn fill_around(&mut self, part: Part, extent: Extent, slot: u32) {
         let Some(units) = self.map.volume(part.volume).map(|volume| volume.units()) else { return };
         let offset = part.unit * UNIT_BYTES + u64::from(part.start);
-        if let Decision::Fill { start, end } =
+        if let Decision::Fill { start, end, passing } =
             self.windows.miss(part.volume.0, offset, u64::from(part.len), true)
         {
             if pages_touched(part.start, part.len) != ALL_PAGES && self.hot.find(extent) == Some(slot) {
-                self.start_fill(extent, Some(slot), (part.volume, part.unit), None);
+                self.start_fill(extent, Some(slot), Wanted::by(&part), None);
             }
-            self.fill_neighbours(part, start / UNIT_BYTES..end.div_ceil(UNIT_BYTES).min(units));
+            self.fill_neighbours(part, start / UNIT_BYTES..end.div_ceil(UNIT_BYTES).min(units), passing);
         }
     }
 
@@ -166,7 +167,7 @@ impl Store {
             if part.fill_failed {
                 return self.part_done(part.tag, Err(RequestError::Io), 0);
             }
-            if state.fill_running || self.start_fill(extent, Some(slot), (part.volume, part.unit), None) {
+            if state.fill_running || self.start_fill(extent, Some(slot), Wanted::by(&part), None) {
                 self.slot_waiters.entry(slot).or_default().push(part);
             } else {
                 self.scratch_waiters.push_back(part);
@@ -301,7 +302,7 @@ impl Store {
         if self.map.volume(part.volume)?.pin_of(part.unit) == Pin::Cold {
             return None;
         }
-        self.attach(extent, fresh, (part.volume, part.unit))
+        self.attach(extent, fresh, Wanted::by(part))
     }
 
     /// A cold slot, next to the one of the unit before if possible.

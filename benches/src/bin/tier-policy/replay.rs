@@ -120,7 +120,7 @@ impl Replay {
         Replay {
             setup,
             placement,
-            windows: Windows::new(tiering::Tuning::default().stream_bypass_bytes),
+            windows: Windows::new(tiering::Tuning::default().stream_bypass_bytes, slots),
             index: HashMap::new(),
             slots: vec![Slot::default(); slots as usize],
             free: (0..slots).rev().collect(),
@@ -197,9 +197,10 @@ impl Replay {
     /// Brings in what the window says. False if the request goes past the hot tier.
     fn miss(&mut self, access: &Access) -> bool {
         let (mut start, mut end) = (access.offset, access.offset + access.len);
+        let mut passing = false;
         if self.setup.window {
             match self.windows.miss(0, start, end - start, access.write) {
-                Decision::Fill { start: s, end: e } => (start, end) = (s, e),
+                Decision::Fill { start: s, end: e, passing: p } => (start, end, passing) = (s, e, p),
                 Decision::Bypass => return false,
             }
         }
@@ -215,16 +216,17 @@ impl Replay {
             self.moved += bytes;
         }
         for unit in missing {
-            self.insert(unit);
+            self.insert(unit, passing);
         }
         true
     }
 
-    fn insert(&mut self, unit: u64) {
+    fn insert(&mut self, unit: u64, passing: bool) {
         let slot = self.free.pop().unwrap_or_else(|| self.evict());
         self.index.insert(unit, slot);
         self.slots[slot as usize] = Slot { unit, dirty: 0 };
         match &mut self.placement {
+            Placement::Policy(policy) if passing => policy.insert_passing(slot, unit),
             Placement::Policy(policy) => policy.insert(slot, unit),
             Placement::Belady(_) => self.schedule(slot, unit),
         }
