@@ -123,6 +123,11 @@ fn what_a_stream_brings_pushes_out_its_own() {
     let mut queue = TwoQueue::new(2000);
     for slot in 0..2000 {
         queue.insert(slot, u64::from(slot));
+        if slot >= 300 {
+            // Gone and back again: proven.
+            queue.remove(slot, u64::from(slot), true);
+            queue.insert(slot, u64::from(slot));
+        }
     }
     let mut gone = Vec::new();
     let mut held: Vec<u64> = (0..2000).collect();
