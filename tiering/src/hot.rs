@@ -51,6 +51,9 @@ pub struct Slot {
     pub lsn: u64,
     /// When the extent came here, ns.
     pub since_ns: u64,
+    /// Since when it is among the dirty ones, ns.
+    pub dirty_since_ns: u64,
+    listed_dirty: bool,
 }
 
 const EMPTY: Slot = Slot {
@@ -72,6 +75,8 @@ const EMPTY: Slot = Slot {
     writers: 0,
     lsn: 0,
     since_ns: 0,
+    dirty_since_ns: 0,
+    listed_dirty: false,
 };
 
 impl Slot {
@@ -118,6 +123,9 @@ pub struct Directory {
     /// The slots of each volume in the order in which they were filled.
     of_volume: FastMap<VolumeId, List>,
     links: Links,
+    /// The dirty slots in the order in which they became so.
+    dirty: List,
+    dirty_links: Links,
 }
 
 impl Directory {
@@ -129,6 +137,8 @@ impl Directory {
             free: Vec::new(),
             of_volume: FastMap::default(),
             links: Links::new(0),
+            dirty: List::EMPTY,
+            dirty_links: Links::new(0),
         };
         directory.grow(slots);
         directory
@@ -140,6 +150,7 @@ impl Directory {
         self.slots.resize(slots as usize, EMPTY);
         self.index.reserve((slots - before) as usize);
         self.links.grow(slots);
+        self.dirty_links.grow(slots);
         self.free.splice(0..0, (before..slots).rev());
     }
 
@@ -156,6 +167,41 @@ impl Directory {
     /// Slots that a volume's requests filled.
     pub fn held_by(&self, volume: VolumeId) -> u32 {
         self.of_volume.get(&volume).map_or(0, List::len)
+    }
+
+    /// Slots whose data is only there.
+    pub fn dirty_slots(&self) -> u32 {
+        self.dirty.len()
+    }
+
+    /// The same, counted anew: for when a mistake would lose data.
+    pub fn count_dirty(&self) -> u32 {
+        self.slots.iter().filter(|slot| slot.state().is_some_and(|state| state.dirty != 0)).count() as u32
+    }
+
+    /// The slot that has been dirty longest.
+    pub fn oldest_dirty(&self) -> Option<u32> {
+        self.dirty.back()
+    }
+
+    /// The slot that became dirty next after a dirty one.
+    pub fn dirtied_after(&self, slot: u32) -> Option<u32> {
+        self.dirty.before(&self.dirty_links, slot)
+    }
+
+    /// Looks whether the slot is dirty, as its record would say, after something has changed there.
+    pub fn look_dirty(&mut self, slot: u32, now_ns: u64) {
+        let state = &mut self.slots[slot as usize];
+        let dirty = state.state().is_some_and(|state| state.dirty != 0);
+        match (state.listed_dirty, dirty) {
+            (false, true) => {
+                state.dirty_since_ns = now_ns;
+                self.dirty.push_front(&mut self.dirty_links, slot);
+            }
+            (true, false) => self.dirty.remove(&mut self.dirty_links, slot),
+            _ => return,
+        }
+        state.listed_dirty = dirty;
     }
 
     /// The slot that holds an extent.
@@ -189,6 +235,7 @@ impl Directory {
         let volume = state.volume;
         let extent = std::mem::replace(&mut state.extent, NO_EXTENT);
         self.index.remove(&extent);
+        self.look_dirty(slot, 0);
         let list = self.of_volume.get_mut(&volume).expect("an attached slot is in its volume's list");
         list.remove(&mut self.links, slot);
         if list.len() == 0 {
@@ -234,6 +281,7 @@ impl Directory {
         self.free.clear();
         self.index.clear();
         self.of_volume.clear();
+        self.dirty = List::EMPTY;
         let mut orphans = Vec::new();
         for slot in (0..self.slots.len() as u32).rev() {
             match self.slots[slot as usize].extent() {
@@ -242,6 +290,7 @@ impl Directory {
                     self.index.insert(extent, slot);
                     let volume = self.slots[slot as usize].volume;
                     self.of_volume.entry(volume).or_insert(List::EMPTY).push_front(&mut self.links, slot);
+                    self.look_dirty(slot, 0);
                 }
                 Some(_) => {
                     self.slots[slot as usize].extent = NO_EXTENT;

@@ -170,6 +170,9 @@ pub enum RequestError {
     /// No such volume, or it is being deleted.
     #[error("no such volume")]
     NoVolume,
+    /// The write waited for space in a full pool and was called off.
+    #[error("the pool is full")]
+    NoSpace,
     /// The write needs new space, and the volume's quota or its tenant's is used up.
     #[error("the volume's quota or its tenant's is used up")]
     Quota,
@@ -217,6 +220,9 @@ pub struct Tuning {
     pub policy: crate::policy::Kind,
     /// Bytes per second that promotion, demotion and write-back may move together.
     pub migration_bytes_per_s: u64,
+    /// While guests are at work, so many per cent of all bytes moved, theirs and the store's, may be the store's own
+    /// moves: 1 to 99, or 100 for no such limit.
+    pub migration_share_percent: u32,
     /// A stream that read so many bytes in order, or about half of the hot tier, is not promoted any further.
     pub stream_bypass_bytes: u64,
     /// Free hot slots kept ready for write misses, in thousandths of the hot tier (at least one slot).
@@ -237,6 +243,7 @@ impl Default for Tuning {
             scratch_buffers: 64,
             policy: crate::policy::Kind::default(),
             migration_bytes_per_s: u64::MAX,
+            migration_share_percent: 100,
             stream_bypass_bytes: 64 << 20,
             free_permille: 10,
             group_bytes: 4 << 20,

@@ -106,11 +106,9 @@ impl Windows {
     /// Whether a stream has been here before; if not, one has now.
     fn comes_back(&mut self, volume: u32, offset: u64) -> bool {
         // A volume has fewer than 2^30 regions.
-        let region = u64::from(volume) << 30 | offset / REGION_BYTES;
+        let region = (u64::from(volume) << 30) + offset / REGION_BYTES;
         if self.passing != Some(region) {
-            if let Some(left) = self.passing.replace(region) {
-                self.passed.add(left);
-            }
+            self.passing.replace(region).into_iter().for_each(|left| self.passed.add(left));
         }
         self.passed.knows(region)
     }

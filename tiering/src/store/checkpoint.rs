@@ -55,6 +55,7 @@ impl Store {
         let writer = Writer::new(id, &self.map, self.next_volume, unseen);
         let lsn = self.commit.last_lsn();
         let clean = self.checkpoint.sealed && self.dirty_slots() == 0;
+        assert!(!clean || self.hot.count_dirty() == 0, "a dirty hot slot is not among the dirty ones");
         let at = CheckpointAt { id, len: 0, journal: self.commit.cursor, lsn, clean };
         self.checkpoint.running =
             Some(Dump { writer, at, stage: Stage::Chunks, actions: 0, join_failed: false });

@@ -108,6 +108,11 @@ impl Store {
         self.devices[0].block.journal_blocks
     }
 
+    /// Journal blocks in use since the last checkpoint, and all of them.
+    pub fn log_depth(&self) -> (u64, u64) {
+        (self.journal_used(), self.journal_blocks())
+    }
+
     /// Blocks between the tail and the cursor.
     fn journal_used(&self) -> u64 {
         self.commit.cursor.sequence - self.commit.tail_sequence

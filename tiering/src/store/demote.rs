@@ -9,6 +9,8 @@ use crate::types::*;
 
 /// Slots looked at in one go to make room.
 const ROUND_MAX: u32 = 64;
+/// Dirty slots looked at in one go by a drain.
+const DRAIN_LOOKS: u32 = 256;
 /// Pause after the cold tier refused a write-back, ns.
 const RETRY_NS: u64 = 1_000_000_000;
 
@@ -85,13 +87,11 @@ impl Store {
         }
         let pages = state.dirty & state.valid;
         let bytes = if state.fresh { UNIT_BYTES } else { u64::from(pages.count_ones()) * PAGE_BYTES };
-        let tokens = self.tuning.migration_bytes_per_s == u64::MAX || self.tokens >= bytes;
-        // The budget binds background moves; a hot tier without a free slot must move on.
-        if pages == 0 || (!tokens && self.hot.free() > 0) {
+        if pages == 0 || !self.budget.allows(bytes, self.now_ns) {
             return false;
         }
         let Some(scratch) = self.scratch_free.pop() else { return false };
-        self.tokens = self.tokens.saturating_sub(bytes);
+        self.budget.spend(bytes);
         let state = self.hot.slot_mut(slot);
         (state.writing_back, state.rewritten) = (true, 0);
         state.users += 1;
@@ -172,22 +172,27 @@ impl Store {
         if self.now_ns < self.write_back_after_ns {
             return;
         }
-        for slot in 0..self.hot.slots() {
+        // The oldest first, each with its group.
+        let mut at = self.hot.oldest_dirty();
+        for _ in 0..DRAIN_LOOKS {
+            let Some(slot) = at else { return };
             if self.scratch_free.is_empty() {
                 return;
             }
-            let state = self.hot.slot(slot);
-            if state.extent().is_some() && !state.is_clean() {
-                self.start_write_back(slot);
-            }
+            at = self.hot.dirtied_after(slot);
+            self.write_back_group(slot);
         }
     }
 
     /// Hot slots whose data is only there.
     pub fn dirty_slots(&self) -> u32 {
-        (0..self.hot.slots())
-            .filter(|slot| self.hot.slot(*slot).state().is_some_and(|s| s.dirty != 0))
-            .count() as u32
+        self.hot.dirty_slots()
+    }
+
+    /// For how long the oldest dirty hot slot has been dirty, ns; 0 if there is none.
+    pub fn oldest_dirty_ns(&self) -> u64 {
+        let oldest = self.hot.oldest_dirty();
+        oldest.map_or(0, |slot| self.now_ns.saturating_sub(self.hot.slot(slot).dirty_since_ns))
     }
 
     /// Demotes the unit now if it is hot: written back first if need be (call again then). For operators and tests.
@@ -210,7 +215,7 @@ impl Store {
         if let Some(extent) = entry.and_then(|entry| entry.extent()) {
             let slot = self.hot.find(extent);
             if slot.is_none_or(|slot| self.hot.slot(slot).valid != ALL_PAGES) {
-                self.start_fill(extent, slot, Wanted { volume, unit, passing: false }, None);
+                self.start_fill(extent, slot, Wanted { volume, unit, passing: false, needed: false }, None);
             }
         }
         self.pump();

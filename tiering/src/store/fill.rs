@@ -14,12 +14,14 @@ pub(super) struct Wanted {
     pub unit: u64,
     /// It is part of a long stream.
     pub passing: bool,
+    /// A guest's write cannot do without: no budget forbids it.
+    pub needed: bool,
 }
 
 impl Wanted {
     /// For the unit of a part.
     pub fn by(part: &Part) -> Wanted {
-        Wanted { volume: part.volume, unit: part.unit, passing: false }
+        Wanted { volume: part.volume, unit: part.unit, passing: false, needed: false }
     }
 }
 
@@ -37,8 +39,8 @@ impl Store {
         reader: Option<Part>,
     ) -> bool {
         let busy = self.scratch_free.len() <= SCRATCH_RESERVE || self.cold_writers.contains_key(&extent);
-        let tokens = self.tuning.migration_bytes_per_s == u64::MAX || self.tokens >= UNIT_BYTES;
-        if busy || !tokens || self.read_only.is_some() {
+        let allowed = wanted.needed || self.budget.allows(UNIT_BYTES, self.now_ns);
+        if busy || !allowed || self.read_only.is_some() {
             return false;
         }
         let slot = match slot {
@@ -49,7 +51,7 @@ impl Store {
                 slot
             }
         };
-        self.tokens = self.tokens.saturating_sub(UNIT_BYTES);
+        self.budget.spend(UNIT_BYTES);
         let state = self.hot.slot_mut(slot);
         state.fill_running = true;
         state.users += 1;
@@ -65,7 +67,7 @@ impl Store {
 
     /// Gives an extent a hot slot for a unit of a volume, if one is free and the volume may have it.
     pub(super) fn attach(&mut self, extent: Extent, fresh: bool, wanted: Wanted) -> Option<u32> {
-        let Wanted { volume, unit, passing } = wanted;
+        let Wanted { volume, unit, passing, .. } = wanted;
         self.room_wanted = true;
         let pin = self.map.volume(volume)?.pin_of(unit);
         if !self.may_heat(volume) {

@@ -307,7 +307,9 @@ impl Store {
         for device in &mut self.devices {
             device.block.devices.push(member);
         }
-        self.devices.push(Device { block: *block, tier, unflushed: false, present: false });
+        let joined =
+            Device { block: *block, tier, unflushed: false, present: false, probed: false, lost: false };
+        self.devices.push(joined);
         for (offset, bytes) in copies {
             let len = bytes.len() as u32;
             let buffer = Buffer::Meta { index: self.meta.insert(bytes), offset: 0 };

@@ -17,6 +17,7 @@
 //! # Order rules
 //! [`Rule`] lists the eight rules; each names the place that keeps it.
 
+mod budget;
 mod checkpoint;
 mod commit;
 mod copy;
@@ -26,6 +27,7 @@ mod grow;
 mod layout;
 mod limits;
 mod load;
+mod lost;
 mod open;
 mod read;
 mod volumes;
@@ -34,8 +36,9 @@ mod write;
 pub use grow::{GrowError, Grown, Growth, adopted_device_bytes};
 pub use layout::DeviceInfo;
 pub use limits::Limits;
-pub use open::{BlockingIo, DeviceSpec, FormatSpec, Lost, OpenError, OpenOptions, Ranges, format};
-pub use volumes::{Explanation, VolumeError, VolumeInfo};
+pub use lost::{Lost, Ranges};
+pub use open::{BlockingIo, DeviceSpec, FormatSpec, OpenError, OpenOptions, format};
+pub use volumes::{Explanation, Residency, VolumeError, VolumeInfo};
 
 use crate::alloc::Allocator;
 use crate::hash::FastMap;
@@ -158,13 +161,23 @@ struct Running {
 /// Who waits for an action.
 #[derive(Debug, Clone, Copy)]
 enum Owner {
-    Read { part: Part, slot: Option<u32>, extent: Extent },
+    Read {
+        part: Part,
+        slot: Option<u32>,
+        extent: Extent,
+    },
     Job(u32),
     Journal,
     FlushData,
     FlushLog,
     Checkpoint,
-    Trim { extent: Extent },
+    Trim {
+        extent: Extent,
+    },
+    /// Is the device still there?
+    Probe {
+        scratch: u32,
+    },
 }
 
 #[derive(Debug)]
@@ -216,6 +229,10 @@ struct Device {
     unflushed: bool,
     /// It is there, and flushes of guests concern it.
     present: bool,
+    /// It failed, and was asked whether it is there.
+    probed: bool,
+    /// It was there, and no longer is.
+    lost: bool,
 }
 
 /// An open pool.
@@ -269,6 +286,8 @@ pub struct Store {
     writes_in_flight: FastMap<VolumeId, u32>,
     held_requests: VecDeque<Request>,
     lost: FastMap<Extent, PageMask>,
+    /// A hot device was lost while the pool was at work.
+    hot_lost: bool,
     read_only: Option<&'static str>,
     write_backs_running: u32,
     /// Nothing is written back before this time: the cold tier failed.
@@ -279,7 +298,7 @@ pub struct Store {
     next_volume: u32,
     growing: Option<grow::Growing>,
     grown: VecDeque<Result<Grown, GrowError>>,
-    tokens: u64,
+    budget: budget::Budget,
     now_ns: u64,
     stats: Stats,
 }
@@ -299,6 +318,9 @@ impl Store {
         }
         self.requests[request.tag as usize] =
             Some(Running { request, parts_left: 1, error: None, ack_lsn: 0 });
+        if matches!(request.kind, RequestKind::Read | RequestKind::Write) {
+            self.budget.guest(u64::from(request.len), self.now_ns);
+        }
         if request.kind == RequestKind::Flush {
             self.queue_flush(request.tag);
         } else if request.kind != RequestKind::Read
@@ -335,6 +357,9 @@ impl Store {
             failed = moved != act.action.len;
         }
         let act = self.acts.remove(id.0);
+        if failed && !matches!(act.owner, Owner::Probe { .. } | Owner::Trim { .. }) {
+            self.suspect(act.action.device);
+        }
         if act.action.kind == ActionKind::Write {
             self.devices[usize::from(act.action.device.0)].unflushed = true;
         }
@@ -355,6 +380,7 @@ impl Store {
             Owner::FlushData => self.data_flushed(failed),
             Owner::FlushLog => self.log_flushed(failed),
             Owner::Checkpoint => self.checkpoint_step(failed, act.action),
+            Owner::Probe { scratch } => self.probed(act.action.device, scratch, failed),
             Owner::Trim { extent } => {
                 self.allocator.release(extent);
                 self.retry_room_waiters();
@@ -372,13 +398,7 @@ impl Store {
     pub fn tick(&mut self, now_ns: u64) {
         let passed = now_ns.saturating_sub(self.now_ns);
         self.now_ns = now_ns;
-        let rate = self.tuning.migration_bytes_per_s;
-        if rate != u64::MAX {
-            let earned = (u128::from(rate) * u128::from(passed) / 1_000_000_000) as u64;
-            // A tenth of a second may be saved up, and always one group.
-            let most = (rate / 10).max(self.tuning.group_bytes);
-            self.tokens = (self.tokens + earned).min(most);
-        }
+        self.budget.tick(passed);
         self.reap();
         self.build_adopted();
         self.make_room();
@@ -523,6 +543,7 @@ impl Store {
 
     /// Appends what a hot slot holds now.
     fn record_slot(&mut self, slot: u32) -> u64 {
+        self.hot.look_dirty(slot, self.now_ns);
         let state = self.hot.slot(slot).state();
         let lsn = self.record(Record::Hot { slot, state });
         self.hot.slot_mut(slot).lsn = lsn;

@@ -6,6 +6,7 @@
 
 use super::layout::Layout;
 use super::load::{ColdSlots, Loading, only_hot};
+use super::lost::{Lost, Ranges};
 use super::{Device, Stats, Store, checkpoint, commit};
 use crate::checkpoint::{Content, area_bytes, read};
 use crate::hash::{FastMap, FastSet};
@@ -76,39 +77,6 @@ pub struct OpenOptions {
     pub degraded: bool,
     /// The time now, ns, of the clock that `tick` goes by.
     pub now_ns: u64,
-}
-
-/// Data that was on a lost hot tier only.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Lost {
-    /// The volume.
-    pub volume: VolumeId,
-    /// First byte.
-    pub offset: u64,
-    /// Bytes.
-    pub len: u64,
-}
-
-/// Lost ranges for people: the first few, and how many more.
-#[derive(Debug, Clone, Copy)]
-pub struct Ranges<'a>(pub &'a [Lost]);
-
-impl std::fmt::Display for Ranges<'_> {
-    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        const SHOWN: usize = 8;
-        for (at, Lost { volume, offset, len }) in self.0.iter().take(SHOWN).enumerate() {
-            let comma = if at > 0 { ", " } else { "" };
-            write!(out, "{comma}volume {} bytes {offset}..{}", volume.0, offset + len)?;
-        }
-        match self.0.len() {
-            0 => write!(out, "none"),
-            all if all > SHOWN => {
-                let bytes: u64 = self.0.iter().map(|lost| lost.len).sum();
-                write!(out, " and {} ranges more, {bytes} bytes together", all - SHOWN)
-            }
-            _ => Ok(()),
-        }
-    }
 }
 
 /// Why a pool could not be made or opened.
@@ -518,7 +486,7 @@ impl Store {
             });
             block.checkpoint = chief.checkpoint;
             block.devices.clone_from(&chief.devices);
-            devices.push(Device { block, tier, unflushed: false, present });
+            devices.push(Device { block, tier, unflushed: false, present, probed: false, lost: false });
         }
         let Loading { map, allocator, hot, freed, next_volume, .. } = loading;
         let tuning = options.tuning;
@@ -532,7 +500,7 @@ impl Store {
             windows: Windows::new(tuning.stream_bypass_bytes, hot.slots()),
             requests: (0..tuning.requests_max).map(|_| None).collect(),
             scratch_free: (0..tuning.scratch_buffers).rev().collect(),
-            tokens: tuning.group_bytes,
+            budget: super::budget::Budget::new(&tuning, options.now_ns),
             tuning,
             broken: None,
             layout: Layout::of(&devices),
@@ -569,6 +537,7 @@ impl Store {
             writes_in_flight: FastMap::default(),
             held_requests: VecDeque::new(),
             lost: FastMap::default(),
+            hot_lost: false,
             read_only: None,
             write_backs_running: 0,
             write_back_after_ns: 0,
@@ -580,29 +549,5 @@ impl Store {
             now_ns: options.now_ns,
             stats: Stats::default(),
         }
-    }
-
-    /// What cannot be read because it was only on a lost hot tier, by volume, in order.
-    pub fn lost(&self) -> Vec<Lost> {
-        let mut found: Vec<Lost> = Vec::new();
-        if self.lost.is_empty() {
-            return found;
-        }
-        for (id, volume) in self.map.volumes() {
-            for (unit, extent) in self.map.units_in(volume, 0..volume.units()) {
-                for (first, count) in runs(self.lost.get(&extent).copied().unwrap_or(0)) {
-                    let offset = unit * UNIT_BYTES + u64::from(first) * PAGE_BYTES;
-                    let len = (u64::from(count) * PAGE_BYTES).min(volume.size_bytes.saturating_sub(offset));
-                    match found.last_mut() {
-                        Some(last) if last.volume == id && last.offset + last.len == offset => {
-                            last.len += len
-                        }
-                        _ if len > 0 => found.push(Lost { volume: id, offset, len }),
-                        _ => {}
-                    }
-                }
-            }
-        }
-        found
     }
 }

@@ -15,6 +15,10 @@ impl Store {
             return self.part_done(part.tag, Err(RequestError::Io), 0);
         }
         match self.hot.find(extent) {
+            // What was only there was answered above.
+            Some(slot) if self.hot_lost && self.is_lost(Tier::Hot, u64::from(slot)) => {
+                self.read_from(part, extent, None);
+            }
             Some(slot) => self.read_hot(part, extent, slot),
             None => self.read_miss(part, extent),
         }
@@ -90,7 +94,7 @@ impl Store {
                 continue;
             }
             if let Some(extent) = neighbour.filter(|extent| self.hot.find(*extent).is_none()) {
-                self.start_fill(extent, None, Wanted { volume: part.volume, unit, passing }, None);
+                self.start_fill(extent, None, Wanted { unit, passing, ..Wanted::by(&part) }, None);
             }
         }
     }

@@ -130,6 +130,17 @@ pub struct VolumeInfo {
     pub adopted: bool,
 }
 
+/// How much of a range of a volume is where, in units.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Residency {
+    /// Written at some time.
+    pub mapped: u64,
+    /// Of those, on the hot tier, at least in part.
+    pub hot: u64,
+    /// Of those, only there, at least in part.
+    pub dirty: u64,
+}
+
 /// Where a byte of a volume is, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Explanation {
@@ -360,6 +371,21 @@ impl Store {
     /// Free hot slots, and all of them.
     pub fn hot_slots(&self) -> (u32, u32) {
         (self.hot.free(), self.hot.slots())
+    }
+
+    /// How much of `units` units from `first` on is where. What was never written costs no time.
+    pub fn residency(&self, id: VolumeId, first: u64, units: u64) -> Result<Residency, VolumeError> {
+        let volume = self.map.volume(id).ok_or(VolumeError::NoVolume(id))?;
+        let mut found = Residency::default();
+        let end = first.saturating_add(units).min(volume.units());
+        for (_, extent) in self.map.units_in(volume, first.min(end)..end) {
+            found.mapped += 1;
+            if let Some(slot) = self.hot.find(extent) {
+                found.hot += 1;
+                found.dirty += u64::from(!self.hot.slot(slot).is_clean());
+            }
+        }
+        Ok(found)
     }
 
     /// Where the byte at `offset` is and why.

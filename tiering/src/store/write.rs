@@ -6,6 +6,7 @@ use crate::journal::Record;
 use crate::map::Entry;
 use crate::policy::window::Decision;
 use crate::types::*;
+use std::collections::VecDeque;
 
 impl Store {
     pub(super) fn dispatch_write(&mut self, part: Part) {
@@ -167,7 +168,8 @@ impl Store {
             if part.fill_failed {
                 return self.part_done(part.tag, Err(RequestError::Io), 0);
             }
-            if state.fill_running || self.start_fill(extent, Some(slot), Wanted::by(&part), None) {
+            let wanted = Wanted { needed: true, ..Wanted::by(&part) };
+            if state.fill_running || self.start_fill(extent, Some(slot), wanted, None) {
                 self.slot_waiters.entry(slot).or_default().push(part);
             } else {
                 self.scratch_waiters.push_back(part);
@@ -240,6 +242,7 @@ impl Store {
             state.claimed &= !job.pages;
             if job.failed {
                 state.dirty &= !job.pages;
+                self.hot.look_dirty(slot, self.now_ns);
             } else {
                 state.valid |= job.pages;
                 state.sole |= job.pages;
@@ -326,6 +329,18 @@ impl Store {
         if !self.freed_cold.is_empty() {
             self.start_checkpoint(false);
         }
+    }
+
+    /// Calls off the writes of a volume that wait for space in a full pool, as when its queue has to stop: they fail with
+    /// [`RequestError::NoSpace`].
+    pub fn cancel_waiting(&mut self, volume: VolumeId) {
+        let waiting = std::mem::take(&mut self.room_waiters).into_iter();
+        let (gone, stay): (VecDeque<Part>, VecDeque<Part>) = waiting.partition(|part| part.volume == volume);
+        self.room_waiters = stay;
+        for part in gone {
+            self.part_done(part.tag, Err(RequestError::NoSpace), 0);
+        }
+        self.pump();
     }
 
     pub(super) fn retry_room_waiters(&mut self) {

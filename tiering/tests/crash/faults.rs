@@ -173,3 +173,165 @@ fn a_full_pool_holds_new_data_lets_overwrites_pass_and_goes_on_after_a_discard()
     ended.sort_by_key(|(tag, _)| *tag);
     assert_eq!(ended, [(1, Ok(())), (3, Ok(()))], "the discard's space serves the waiting write");
 }
+
+fn written(units: u64) -> (World, VolumeId) {
+    let mut world = fresh();
+    let id = world.store.create_volume(16 * UNIT_BYTES).unwrap();
+    for unit in 0..units {
+        assert_eq!(request(&mut world, RequestKind::Write, id, unit, UNIT_SECTORS), Some(Ok(())));
+    }
+    assert_eq!(request(&mut world, RequestKind::Flush, id, 0, 0), Some(Ok(())));
+    (world, id)
+}
+
+fn read(world: &mut World, id: VolumeId, unit: u64) -> Option<Result<(), RequestError>> {
+    world.buffers[1] = vec![0; 512];
+    request(world, RequestKind::Read, id, unit, 1)
+}
+
+/// Two units, the first clean on both tiers, the second only hot.
+fn clean_and_dirty() -> (World, VolumeId) {
+    let (mut world, id) = written(2);
+    // The first call writes it back: hot and clean.
+    world.store.demote_unit(id, 0);
+    world.settle(|_, _| {});
+    assert!(matches!(world.store.explain(id, 0), Ok(Explanation::Hot { dirty: 0, .. })));
+    assert!(matches!(world.store.explain(id, UNIT_BYTES), Ok(Explanation::Hot { dirty: 1.., .. })));
+    assert_eq!(world.store.dirty_slots(), 1);
+    (world, id)
+}
+
+#[test]
+fn a_hot_device_lost_at_work_leaves_what_is_clean_and_names_what_is_not() {
+    let (mut world, id) = clean_and_dirty();
+    world.disks.0[0].faults().gone = true;
+    assert_eq!(read(&mut world, id, 1), Some(Err(RequestError::Io)), "its only copy is gone");
+    assert_eq!(world.store.read_only(), Some("a hot device is lost"));
+    assert_eq!(world.store.lost_devices().collect::<Vec<_>>(), [tiering::DeviceId(0)]);
+    let lost = [Lost { volume: id, offset: UNIT_BYTES, len: UNIT_BYTES }];
+    assert_eq!(world.store.lost(), lost);
+    let report = world.store.fault_report().unwrap();
+    assert!(report.contains("device 0") && report.contains("volume 1 bytes 65536..131072"), "{report}");
+    assert_eq!(read(&mut world, id, 0), Some(Ok(())), "the cold copy is as good");
+    assert_eq!(world::number_of(&world.buffers[1]), 100);
+    assert_eq!(read(&mut world, id, 3), Some(Ok(())), "never written is zero");
+    for kind in [RequestKind::Write, RequestKind::Flush, RequestKind::Discard] {
+        assert_eq!(request(&mut world, kind, id, 2, 8), Some(Err(RequestError::ReadOnly)));
+    }
+    // Nothing went on without it, so it may come back.
+    let mut disks = world.disks.clone();
+    disks.0[0].faults().gone = false;
+    let mut back = World::new(disks, 1, 1, None).expect("the pool is as it was");
+    for unit in 0..2 {
+        assert_eq!(first_sector(&mut back, id, unit), Ok(100 * (unit + 1)));
+    }
+}
+
+#[test]
+fn a_cold_device_lost_at_work_leaves_what_is_hot() {
+    let (mut world, id) = written(8);
+    let cold = (0..8)
+        .find(|unit| matches!(world.store.explain(id, unit * UNIT_BYTES), Ok(Explanation::Cold { .. })));
+    let cold = cold.expect("eight units do not fit the hot tier");
+    world.disks.0[1].faults().gone = true;
+    assert_eq!(read(&mut world, id, cold), Some(Err(RequestError::Io)));
+    assert_eq!(world.store.read_only(), Some("a cold device is lost"));
+    let lost = world.store.lost();
+    for unit in 0..8 {
+        let offset = unit * UNIT_BYTES;
+        let gone = lost.iter().any(|lost| (lost.offset..lost.offset + lost.len).contains(&offset));
+        assert_eq!(read(&mut world, id, unit), Some(if gone { Err(RequestError::Io) } else { Ok(()) }));
+        assert_eq!(gone, matches!(world.store.explain(id, offset), Ok(Explanation::Cold { .. })), "{unit}");
+    }
+}
+
+#[test]
+fn one_error_of_a_device_fails_one_request_and_nothing_else() {
+    let (mut world, id) = clean_and_dirty();
+    world.disks.0[0].faults().read_in = Some(1);
+    assert_eq!(read(&mut world, id, 1), Some(Err(RequestError::Io)), "its only copy cannot be read");
+    assert_eq!(read(&mut world, id, 1), Some(Ok(())));
+    world.disks.0[0].faults().read_in = Some(1);
+    assert_eq!(read(&mut world, id, 0), Some(Ok(())), "the cold copy steps in");
+    world.disks.0[0].faults().write_in = Some(1);
+    let failed = request(&mut world, RequestKind::Write, id, 5, UNIT_SECTORS);
+    assert_eq!(failed, Some(Err(RequestError::Io)), "a new unit that did not land");
+    assert_eq!(first_sector(&mut world, id, 5), Ok(0), "is not there");
+    // The write-back of the dirty unit fails: it stays dirty and is tried again.
+    world.disks.0[1].faults().write_in = Some(1);
+    world.store.drain(true);
+    world.settle(|_, _| {});
+    assert_eq!((world.store.dirty_slots(), world.store.stats().moves_aborted), (1, 1));
+    world.settle(|_, _| {});
+    assert_eq!((world.store.dirty_slots(), world.store.stats().moves_aborted), (0, 1));
+    assert_eq!(world.store.read_only(), None);
+    assert!(world.store.lost_devices().next().is_none() && world.store.fault_report().is_none());
+    for unit in 0..2 {
+        assert_eq!(first_sector(&mut world, id, unit), Ok(100 * (unit + 1)));
+    }
+}
+
+#[test]
+fn a_failed_flush_stops_the_pool_and_loses_nothing_that_was_flushed() {
+    for device in 0..2 {
+        let (mut world, id) = written(8);
+        world.disks.0[device].faults().flush_in = Some(1);
+        world.store.drain(true);
+        for unit in 0..8 {
+            request(&mut world, RequestKind::Write, id, unit, UNIT_SECTORS);
+        }
+        let flushed = request(&mut world, RequestKind::Flush, id, 0, 0);
+        assert!(matches!(flushed, Some(Err(RequestError::Io | RequestError::ReadOnly))), "{flushed:?}");
+        assert!(world.store.read_only().is_some_and(|why| why.contains("flush")), "device {device}");
+        let modes = [simkit::CutMode::Nothing; 2];
+        let images = world.crashed(true, &modes).into_iter().map(|image| SimDisk::from_image(image, 1));
+        let mut after = World::new(world::Disks(images.collect()), 2, 1, None).expect("it opens");
+        for unit in 0..8 {
+            assert_eq!(first_sector(&mut after, id, unit), Ok(100 * (unit + 1)));
+        }
+    }
+}
+
+#[test]
+fn writes_that_wait_for_space_can_be_called_off() {
+    let mut world = fresh();
+    let (_, slots) = world.store.cold_slots();
+    let ids = [0, 1].map(|_| world.store.create_volume((slots + 1) * UNIT_BYTES).unwrap());
+    for unit in 0..slots {
+        assert_eq!(request(&mut world, RequestKind::Write, ids[0], unit, 8), Some(Ok(())));
+    }
+    for (tag, id) in (2..).zip(ids) {
+        world.buffers[tag as usize] = vec![1; 512];
+        let write =
+            Request { tag, volume: id, kind: RequestKind::Write, offset: slots * UNIT_BYTES, len: 512 };
+        assert!(world.submit(write));
+    }
+    world.settle(|_, done| panic!("{done:?} found space"));
+    world.store.cancel_waiting(ids[1]);
+    let mut ended = Vec::new();
+    world.settle(|_, done| ended.push((done.tag, done.result)));
+    assert_eq!(ended, [(3, Err(RequestError::NoSpace))]);
+    assert_eq!(world.store.waiting_for_space(), 1);
+    assert!(world.store.delete_volume(ids[1]).is_ok());
+}
+
+#[test]
+fn moves_stay_within_rate_and_share() {
+    let moved = |world: &World| world.store.stats().filled_bytes + world.store.stats().written_back_bytes;
+    let (mut world, id) = written(12);
+    let (start, before) = (world.now_ns, moved(&world));
+    let (rate, burst) = (UNIT_BYTES, 4 * UNIT_BYTES);
+    world.store.set_migration(rate, 100);
+    world.store.drain(true);
+    for round in 0..40 {
+        assert_eq!(read(&mut world, id, round % 12), Some(Ok(())));
+        let allowed = burst + rate * (world.now_ns - start) / 1_000_000_000;
+        assert!(moved(&world) - before <= allowed, "round {round}: {} of {allowed}", moved(&world) - before);
+    }
+    assert!(moved(&world) - before > burst, "but they go on");
+    assert_eq!(
+        request(&mut world, RequestKind::Write, id, 11, 1),
+        Some(Ok(())),
+        "a guest's write is not held"
+    );
+}
