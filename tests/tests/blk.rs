@@ -380,6 +380,30 @@ impl Drop for LoopDevice {
     }
 }
 
+/// A compressed RAM disk; removed when dropped.
+struct RamDisk(String);
+
+impl RamDisk {
+    /// `None` without the right to make one, or where the kernel has none.
+    fn new(bytes: u64) -> Option<RamDisk> {
+        let number = std::fs::read_to_string("/sys/class/zram-control/hot_add").ok()?;
+        let disk = RamDisk(number.trim().to_string());
+        std::fs::write(format!("/sys/block/zram{}/disksize", disk.0), bytes.to_string()).ok()?;
+        Some(disk)
+    }
+
+    fn path(&self) -> String {
+        format!("/dev/zram{}", self.0)
+    }
+}
+
+impl Drop for RamDisk {
+    fn drop(&mut self) {
+        let _ = std::fs::write(format!("/sys/block/zram{}/reset", self.0), "1");
+        let _ = std::fs::write("/sys/class/zram-control/hot_remove", &self.0);
+    }
+}
+
 /// What a program printed, if it ended well.
 fn run(program: &str, args: &[&str]) -> Option<String> {
     let output = std::process::Command::new(program).args(args).output().expect("a program of util-linux");
@@ -467,6 +491,52 @@ fn a_block_device_is_served_with_its_own_block_size() {
     assert_eq!(driver.read(72, 4096), vec![0; 4096]);
     drop(driver);
     bed.daemon().volumes().delete("d0").unwrap();
+}
+
+/// Small transfers of a disk in memory are carried out at once, large ones by the kernel's threads: both at the same time.
+#[test]
+fn a_disk_in_memory_is_served_both_ways() {
+    let bed = Bed::new();
+    let Some(disk) = RamDisk::new(64 * MIB) else { return };
+    bed.create(json!({"name": "z0", "device": disk.path(), "queues": 2})).expect("a volume");
+    let options = BlkOptions { queues: 2, slot_bytes: 1 << 20, slots: 8, ..BlkOptions::default() };
+    let mut driver = BlkFrontend::connect(bed.socket("z0"), options).unwrap();
+    for (bytes, parts, shift) in [
+        (4096, 1, 0),
+        (4096, 1, 7),
+        (8192, 2, 0),
+        (16 << 10, 4, 0),
+        (20 << 10, 1, 0),
+        (1 << 20, 9, 0),
+        (1 << 20, 3, 64),
+    ] {
+        let data = pattern(bytes as u64 + shift as u64, bytes);
+        let base = BlkRequest { sector: 8, parts, shift, ..BlkRequest::default() };
+        assert_eq!(driver.ask(&BlkRequest { kind: WRITE, out: &data, ..base.clone() }).status, OK);
+        let answer = driver.ask(&BlkRequest { kind: READ, read_bytes: bytes, ..base });
+        assert!(answer.status == OK && answer.data == data, "{bytes} bytes, {parts} parts, {shift} off");
+    }
+    let (small, large) = (pattern(1, 4096), pattern(2, 1 << 20));
+    for round in 0..50 {
+        driver.send(
+            0,
+            &BlkRequest { kind: WRITE, sector: 65_536, out: &large, tag: 1, ..BlkRequest::default() },
+        );
+        for tag in 0..8 {
+            let sector = 8 * (round + tag);
+            driver.send(1, &BlkRequest { kind: WRITE, sector, out: &small, tag, ..BlkRequest::default() });
+        }
+        for queue in [0, 1] {
+            while driver.in_flight(queue) > 0 {
+                assert_eq!(driver.answer(queue, PATIENCE).expect("an answer").status, OK);
+            }
+        }
+    }
+    assert_eq!((driver.read(65_536, 1 << 20), driver.read(8 * 56, 4096)), (large, small));
+    assert_eq!((driver.flush(), driver.ranges(DISCARD, &[(0, 8, 0)])), (OK, OK));
+    assert_eq!(driver.read(0, 4096), vec![0; 4096]);
+    drop(driver);
+    bed.daemon().volumes().delete("z0").unwrap();
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The table of fixed files.
 
 use std::io;
-use std::os::fd::{AsRawFd as _, BorrowedFd, RawFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 
 use io_uring::Submitter;
 
@@ -11,8 +11,19 @@ pub struct FileId(pub(crate) u32);
 
 pub(crate) struct Files {
     free: Vec<u32>,
-    /// By slot: whether operations on the file go to a kernel thread.
-    threaded: Box<[bool]>,
+    /// By slot.
+    ways: Box<[Way]>,
+}
+
+/// How transfers of a file are carried out.
+enum Way {
+    /// Started by the kernel while they are submitted.
+    Submitted,
+    /// By a thread of the kernel's.
+    Threaded,
+    /// By a plain system call, without any ring: the device is memory and never waits, and handing a small transfer to
+    /// another thread would cost more than the transfer.
+    AtOnce(OwnedFd),
 }
 
 const EMPTY: RawFd = -1;
@@ -20,7 +31,8 @@ const EMPTY: RawFd = -1;
 impl Files {
     pub(crate) fn new(capacity: u32, submitter: &Submitter<'_>) -> io::Result<Files> {
         submitter.register_files(&vec![EMPTY; capacity as usize])?;
-        Ok(Files { free: (0..capacity).rev().collect(), threaded: vec![false; capacity as usize].into() })
+        let ways = (0..capacity).map(|_| Way::Submitted).collect();
+        Ok(Files { free: (0..capacity).rev().collect(), ways })
     }
 
     /// The kernel takes a reference of its own: the caller may close `fd`.
@@ -32,7 +44,12 @@ impl Files {
             self.free.push(slot);
             return Err(error);
         }
-        self.threaded[slot as usize] = needs_thread(fd);
+        self.ways[slot as usize] = match in_memory(fd) {
+            // Without a descriptor of our own the slower way does as well.
+            true => fd.try_clone_to_owned().map_or(Way::Threaded, Way::AtOnce),
+            false if needs_thread(fd) => Way::Threaded,
+            false => Way::Submitted,
+        };
         Ok(FileId(slot))
     }
 
@@ -40,14 +57,42 @@ impl Files {
     pub(crate) fn remove(&mut self, submitter: &Submitter<'_>, file: FileId) {
         let emptied = submitter.register_files_update(file.0, &[EMPTY]);
         debug_assert!(emptied.is_ok(), "{emptied:?}");
-        self.threaded[file.0 as usize] = false;
+        self.ways[file.0 as usize] = Way::Submitted;
         self.free.push(file.0);
     }
 
     #[inline]
     pub(crate) fn threaded(&self, file: FileId) -> bool {
-        self.threaded[file.0 as usize]
+        matches!(self.ways[file.0 as usize], Way::Threaded | Way::AtOnce(_))
     }
+
+    /// The descriptor for a plain system call, if that is the way for `bytes` of this file.
+    #[inline]
+    pub(crate) fn at_once(&self, file: FileId, bytes: u32) -> Option<BorrowedFd<'_>> {
+        match &self.ways[file.0 as usize] {
+            Way::AtOnce(fd) if bytes <= AT_ONCE_BYTES_MAX => Some(fd.as_fd()),
+            _ => None,
+        }
+    }
+}
+
+/// Largest transfer that is carried out at once. A larger one leaves the core to others now and then, on a kernel thread.
+const AT_ONCE_BYTES_MAX: u32 = 16 << 10;
+
+/// Whether this is a block device that keeps its data in memory and nowhere else: a RAM disk, or zram that writes nothing
+/// back to a real device.
+fn in_memory(fd: BorrowedFd<'_>) -> bool {
+    let Ok(stat) = nix::sys::stat::fstat(fd) else { return false };
+    if stat.st_mode & libc::S_IFMT != libc::S_IFBLK {
+        return false;
+    }
+    let (major, minor) = (libc::major(stat.st_rdev), libc::minor(stat.st_rdev));
+    let Ok(devices) = std::fs::read_to_string("/proc/devices") else { return false };
+    let Some((_, blocks)) = devices.split_once("Block devices:") else { return false };
+    let named = |name: &str| blocks.lines().any(|line| line.trim() == format!("{major} {name}"));
+    // The file is there only if the kernel can write back at all.
+    let backing = std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/backing_dev"));
+    named("ramdisk") || named("zram") && backing.map_or(true, |device| device.trim() == "none")
 }
 
 /// Whether reads of this file cannot be started without the risk to block: io_uring then hands every operation to a kernel

@@ -1,8 +1,9 @@
 //! What a worker asks of the kernel: transfers, watches, signals.
 
+use std::collections::VecDeque;
 use std::io;
 use std::ops::Range;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsRawFd as _, BorrowedFd};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -74,6 +75,8 @@ pub struct Io {
     arena: Box<[libc::iovec]>,
     arena_used: usize,
     returned: Option<u32>,
+    /// Operations that were carried out at once and are not yet told of.
+    done: VecDeque<Completion>,
     doorbell: Doorbell,
     start: Instant,
     pub(crate) now: Instant,
@@ -102,6 +105,7 @@ impl Io {
             arena: vec![empty; ARENA_IOVECS].into(),
             arena_used: 0,
             returned: None,
+            done: VecDeque::with_capacity(config.operations_max as usize),
             doorbell: Doorbell::new()?,
             start: now,
             now,
@@ -377,8 +381,24 @@ impl Io {
         self.ops.threaded() > 0
     }
 
+    /// Takes completions into `batch`; returns how many.
+    #[inline]
+    pub(crate) fn completions(&mut self, batch: &mut [Completion]) -> usize {
+        let mut count = 0;
+        while count < batch.len()
+            && let Some(completion) = self.done.pop_front()
+        {
+            batch[count] = completion;
+            count += 1;
+        }
+        count + self.ring.completions(&mut batch[count..])
+    }
+
     /// Submits and sleeps until something completes.
     pub(crate) fn wait(&mut self, timeout: Option<std::time::Duration>) {
+        if !self.done.is_empty() {
+            return self.flush();
+        }
         self.ring.wait(timeout);
         if self.ring.submitted() {
             self.arena_used = 0;
@@ -490,6 +510,13 @@ impl Io {
         Ok(())
     }
 
+    /// An operation was carried out at once; the worker hears of it as of any other. There is room for it.
+    #[inline]
+    fn ended(&mut self, op: Op, result: i32) {
+        let op = self.ops.insert(op).expect("looked for room before");
+        self.done.push_back(Completion { op, result, more: false });
+    }
+
     #[inline]
     fn transfer(
         &mut self,
@@ -504,6 +531,18 @@ impl Io {
             Buffers::Guest { memory, segments, skip, len } => (memory, segments, skip, len),
             Buffers::Pool(buffer, range) => {
                 let (pointer, length) = self.pool.part(&buffer, range);
+                if let Some(fd) = self.files.at_once(file, length) {
+                    if !self.ops.has_room() {
+                        self.pool.release(buffer);
+                        self.full_count += 1;
+                        return Err(Full);
+                    }
+                    let part = libc::iovec { iov_base: pointer.cast(), iov_len: length as usize };
+                    // SAFETY: the buffer is in the pool and comes back only with the completion.
+                    let result = unsafe { transfer_at_once(&direction, fd, offset, &[part]) };
+                    self.ended(Op::active(Holds::Buffer(buffer.0), token, false), result);
+                    return Ok(());
+                }
                 let entry = single(&direction, file, offset, pointer, length);
                 // SAFETY: the buffer is in the pool and comes back only with the completion.
                 let started =
@@ -522,6 +561,17 @@ impl Io {
         let map = slot.memory.as_ref().expect("a MemoryId is valid until it is removed");
         let free = &mut self.arena[self.arena_used..];
         let count = gather(map, segments, skip, len, free);
+        if let Some(fd) = self.files.at_once(file, len) {
+            if !self.ops.has_room() {
+                self.full_count += 1;
+                return Err(Full);
+            }
+            // SAFETY: the map is held by its slot while the call lasts.
+            let result = unsafe { transfer_at_once(&direction, fd, offset, &free[..count]) };
+            slot.in_flight += 1;
+            self.ended(Op::active(Holds::Memory(memory.0), token, false), result);
+            return Ok(());
+        }
         let entry = match count {
             1 => single(&direction, file, offset, free[0].iov_base.cast(), free[0].iov_len as u32),
             _ => several(&direction, file, offset, &free[..count]),
@@ -536,6 +586,30 @@ impl Io {
         }
         started
     }
+}
+
+/// Reads or writes by a plain system call: bytes or a negative errno.
+///
+/// # Safety
+/// The iovecs point to memory that stays mapped during the call; what a read changes there, nobody refers to.
+unsafe fn transfer_at_once(
+    direction: &Direction,
+    fd: BorrowedFd<'_>,
+    offset: u64,
+    iovecs: &[libc::iovec],
+) -> i32 {
+    let (fd, pointer, count, offset) =
+        (fd.as_raw_fd(), iovecs.as_ptr(), iovecs.len() as libc::c_int, offset as libc::off64_t);
+    // SAFETY: as promised by the caller; `count` iovecs.
+    let moved = unsafe {
+        match direction {
+            Direction::Read => libc::preadv2(fd, pointer, count, offset, 0),
+            Direction::Write => libc::pwritev2(fd, pointer, count, offset, 0),
+            Direction::WriteDurable => libc::pwritev2(fd, pointer, count, offset, libc::RWF_DSYNC),
+        }
+    };
+    let errno = || io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO);
+    i32::try_from(moved).ok().filter(|moved| *moved >= 0).unwrap_or_else(|| -errno())
 }
 
 impl MemorySlot {

@@ -241,7 +241,7 @@ impl<W: Worker> Loop<'_, W> {
         // What completes while these are worked on waits for the next pass, so that no source starves.
         let mut rounds = self.config.operations_max as usize / COMPLETIONS_BATCH + 1;
         loop {
-            let count = self.io.ring.completions(&mut batch);
+            let count = self.io.completions(&mut batch);
             for completion in &batch[..count] {
                 let Some(token) = self.io.finish(*completion) else { continue };
                 if token != MAILBOX_TOKEN {
@@ -286,7 +286,7 @@ impl<W: Worker> Loop<'_, W> {
         while self.io.wind_down(&mut cancelled) {
             self.io.wait(None);
             let mut batch = [Completion::default(); COMPLETIONS_BATCH];
-            let count = self.io.ring.completions(&mut batch);
+            let count = self.io.completions(&mut batch);
             for completion in &batch[..count] {
                 let token = self.io.finish(*completion).filter(|&token| token != MAILBOX_TOKEN && !cancelled);
                 if let Some(token) = token {
