@@ -10,7 +10,6 @@
 //! is still nothing, one blocking wait.
 
 mod blockdev;
-mod doorbell;
 mod files;
 mod io;
 mod mailbox;
