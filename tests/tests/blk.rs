@@ -1,13 +1,15 @@
 //! The storage daemon in this process, a driver at its sockets.
 
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use serde_json::{Value, json};
 use telemetry::Problem;
 use tests::blk_frontend::*;
-use tests::frontend::{F_PROTOCOL, F_VERSION_1, PATIENCE, pair};
+use tests::frontend::{F_PROTOCOL, F_VERSION_1, PATIENCE, Request, pair};
 use vhost_blk::config::DaemonConfig;
 use vhost_blk::daemon::Daemon;
 use vhost_blk::spec::{VolumeState, VolumeView, read_create};
@@ -616,11 +618,32 @@ fn a_queue_is_drained_before_it_is_given_back() {
     let next = driver.frontend().stop_queue(0).unwrap();
     // Everything that was taken is answered; what was not is still there for the next start.
     assert_eq!(driver.ring(0).device_used_idx(), next);
-    driver.frontend().tell(tests::frontend::Request::SET_VRING_BASE, &pair(0, next.into()), &[]).unwrap();
+    driver.frontend().tell(Request::SET_VRING_BASE, &pair(0, next.into()), &[]).unwrap();
     drop(driver);
     assert!(tests::holds_within(Duration::from_secs(5), || {
         bed.daemon().volumes().show("v0").unwrap().frontends == 0
     }));
+}
+
+/// The eventfd for calls is the frontend's: it may be full and in blocking mode.
+#[test]
+fn a_call_that_cannot_be_signalled_stalls_nobody() {
+    let bed = Bed::new();
+    bed.file("bad", MIB, json!({}));
+    bed.file("good", MIB, json!({}));
+    let (mut bad, mut good) = (bed.driver("bad"), bed.driver("good"));
+    let full = EventFd::from_flags(EfdFlags::EFD_CLOEXEC).unwrap();
+    full.write(u64::MAX - 1).unwrap();
+    let call = Request::SET_VRING_CALL;
+    bad.frontend().tell(call, &0u64.to_ne_bytes(), &[full.as_fd()]).unwrap();
+    for tag in 0..8 {
+        bad.send(0, &BlkRequest { kind: READ, read_bytes: 512, tag, ..BlkRequest::default() });
+    }
+    assert_eq!(good.write(0, &pattern(1, 4096)), OK);
+    // Its own requests are answered all the same; it just has to look.
+    let used = || bad.ring(0).device_used_idx() == 8;
+    assert!(tests::holds_within(PATIENCE, used));
+    assert_eq!(good.read(0, 4096), pattern(1, 4096));
 }
 
 /// Memory that was taken away is noticed although the worker is never idle.

@@ -16,6 +16,7 @@ use crate::files::{FileId, Files};
 use crate::ops::{Holds, Op, Ops};
 use crate::pool::{Buffer, PacketInfo, Pool};
 use crate::ring::{Completion, Ring};
+use crate::signal::Signals;
 use crate::worker::WorkerConfig;
 
 /// The worker's ring has no room. Nothing was started: undo the pop and try again when something has completed.
@@ -76,6 +77,7 @@ pub struct Io {
     returned: Option<u32>,
     /// Operations that were carried out at once and are not yet told of.
     done: VecDeque<Completion>,
+    signals: Signals,
     start: Instant,
     pub(crate) now: Instant,
     pub(crate) stopping: bool,
@@ -104,6 +106,7 @@ impl Io {
             arena_used: 0,
             returned: None,
             done: VecDeque::with_capacity(config.operations_max as usize),
+            signals: Signals::new(),
             start: now,
             now,
             stopping: false,
@@ -352,13 +355,11 @@ impl Io {
         self.cancel(watch.0);
     }
 
-    /// Signals an eventfd. It is written at once, not with the next submit.
+    /// Signals an eventfd: at once, not with the next submit. Whoever else has it can't keep the worker for long, and only
+    /// once.
     #[inline]
     pub fn signal(&mut self, fd: BorrowedFd<'_>) {
-        let one = 1u64.to_ne_bytes();
-        // SAFETY: eight bytes that live across the call. A full counter (EAGAIN) is a signal already, any other error is the
-        // receiver's own doing.
-        unsafe { libc::write(fd.as_raw_fd(), one.as_ptr().cast(), one.len()) };
+        self.signals.signal(fd);
     }
 
     /// Gives what is queued to the kernel now instead of at the end of the pass.

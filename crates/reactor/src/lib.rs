@@ -17,6 +17,7 @@ pub mod netdev;
 mod ops;
 mod pool;
 mod ring;
+mod signal;
 mod worker;
 
 pub use blockdev::discard_blocking;
