@@ -369,6 +369,11 @@ impl Forwarder {
             let bytes = egress.frame_bytes(header) as u64;
             live.group.stats.cell(self.worker).add(1, bytes, walk.now_ms);
             for bucket in buckets.clone() {
+                // Empty buckets cost a step too.
+                walk.steps_left = walk.steps_left.saturating_sub(1);
+                if walk.steps_left == 0 {
+                    return egress.dropped(DropReason::NoActions);
+                }
                 live.group.bucket_stats[bucket].cell(self.worker).add(1, bytes, walk.now_ms);
                 self.bucket(&live.group.ops[bucket], walk, header, egress);
             }

@@ -57,6 +57,10 @@ impl Bucket {
         });
         groups.chain(self.watch_group)
     }
+
+    fn watches(&self) -> bool {
+        self.watch_port.is_some() || self.watch_group.is_some()
+    }
 }
 
 /// A group to add, or what one becomes.
@@ -154,6 +158,8 @@ enum Choice {
 pub(crate) struct LiveGroup {
     pub(crate) group: Arc<Group>,
     choice: Choice,
+    /// Of a select group, which buckets are live.
+    alive: Vec<bool>,
 }
 
 impl LiveGroup {
@@ -174,7 +180,7 @@ impl LiveGroup {
 
 /// All groups of one moment, by number.
 #[derive(Default)]
-pub struct LiveGroups(Vec<(u32, LiveGroup)>);
+pub struct LiveGroups(Vec<(u32, Arc<LiveGroup>)>);
 
 impl LiveGroups {
     /// The group of this number.
@@ -243,13 +249,15 @@ pub(crate) struct GroupTable {
     groups: Groups,
     /// Flows that send packets to a group.
     pub(crate) users: HashMap<u32, u32>,
+    /// What groups came to at the last publication, except those that changed since.
+    live: HashMap<u32, Arc<LiveGroup>>,
     limit: usize,
     workers: usize,
 }
 
 impl GroupTable {
     pub(crate) fn new(workers: usize, limit: usize) -> GroupTable {
-        GroupTable { groups: BTreeMap::new(), users: HashMap::new(), limit, workers }
+        GroupTable { groups: BTreeMap::new(), users: HashMap::new(), live: HashMap::new(), limit, workers }
     }
 
     pub(crate) fn contains(&self, id: u32) -> bool {
@@ -263,6 +271,7 @@ impl GroupTable {
     /// Takes the groups back that there were before.
     pub(crate) fn restore(&mut self, groups: Groups) {
         self.groups = groups;
+        self.live.clear();
     }
 
     /// Carries out a change and returns the groups that it deleted, ascending.
@@ -309,12 +318,14 @@ impl GroupTable {
     /// Deletes one group, or with `None` all.
     fn delete(&mut self, id: Option<u32>) -> Result<Vec<u32>, GroupError> {
         let Some(id) = id else {
+            self.live.clear();
             return Ok(std::mem::take(&mut self.groups).into_keys().collect());
         };
         let others = self.groups.values().filter(|group| group.config.id != id);
         if others.flat_map(|group| &group.config.buckets).flat_map(Bucket::chained).any(|other| other == id) {
             return Err(GroupError::Chained(id));
         }
+        self.live.remove(&id);
         // One that does not exist is deleted already (6.7).
         Ok(self.groups.remove(&id).map(|group| group.config.id).into_iter().collect())
     }
@@ -324,6 +335,7 @@ impl GroupTable {
         let ops = config.buckets.iter().map(|bucket| steps(&bucket.actions)).collect();
         let bucket_stats = config.buckets.iter().map(|_| stats()).collect();
         let group = Group { created_ms, stats: stats(), bucket_stats, ops, config };
+        self.live.remove(&group.config.id);
         self.groups.insert(group.config.id, Arc::new(group));
     }
 
@@ -334,10 +346,9 @@ impl GroupTable {
         if new.buckets.len() > BUCKETS_MAX {
             return Err(GroupError::TooManyBuckets);
         }
-        let unwatched = |bucket: &Bucket| bucket.watch_port.is_none() && bucket.watch_group.is_none();
         let fits = match new.kind {
             GroupKind::Indirect => new.buckets.len() == 1,
-            GroupKind::FastFailover => !new.buckets.iter().any(unwatched),
+            GroupKind::FastFailover => new.buckets.iter().all(Bucket::watches),
             GroupKind::All | GroupKind::Select => true,
         };
         if !fits {
@@ -358,77 +369,113 @@ impl GroupTable {
                 return Err(GroupError::BadChain { group: new.id, other });
             }
         }
-        let below = self.depth(&new.buckets, new.id, CHAIN_MAX)? + 1;
-        let above = self.height(new.id, CHAIN_MAX);
-        if above + below > CHAIN_MAX { Err(GroupError::ChainTooLong) } else { Ok(()) }
+        let mut known = HashMap::new();
+        let mut below = 0;
+        for id in new.buckets.iter().flat_map(Bucket::chained) {
+            below = below.max(self.depth(id, new.id, &mut known)?);
+        }
+        // Nothing can lead to a group that was not there.
+        let above = if self.contains(new.id) { self.height(new.id) } else { 0 };
+        if above + 1 + below > CHAIN_MAX { Err(GroupError::ChainTooLong) } else { Ok(()) }
     }
 
-    /// Groups behind each other below these buckets; it is an error if `target` is among them.
-    fn depth(&self, buckets: &[Bucket], target: u32, left: usize) -> Result<usize, GroupError> {
-        let mut deepest = 0;
-        for id in buckets.iter().flat_map(Bucket::chained) {
-            if id == target {
-                return Err(GroupError::Loop(target));
-            }
-            if left == 0 {
-                return Err(GroupError::ChainTooLong);
-            }
-            let below = self.groups.get(&id).map_or(&[][..], |group| &group.config.buckets);
-            deepest = deepest.max(1 + self.depth(below, target, left - 1)?);
+    /// Groups behind each other from `id` on; it is an error if `target` is among them. `known`: what was found out
+    /// before, so that each group is looked at once however the groups branch.
+    fn depth(&self, id: u32, target: u32, known: &mut HashMap<u32, usize>) -> Result<usize, GroupError> {
+        if id == target {
+            return Err(GroupError::Loop(target));
         }
-        Ok(deepest)
+        if let Some(depth) = known.get(&id) {
+            return Ok(*depth);
+        }
+        let mut depth = 1;
+        // No deeper than CHAIN_MAX: these groups were checked when they were added.
+        for next in
+            self.groups.get(&id).into_iter().flat_map(|group| &group.config.buckets).flat_map(Bucket::chained)
+        {
+            depth = depth.max(1 + self.depth(next, target, known)?);
+        }
+        known.insert(id, depth);
+        Ok(depth)
     }
 
     /// Groups behind each other that lead to `id`.
-    fn height(&self, id: u32, left: usize) -> usize {
-        let leads = |group: &&Arc<Group>| {
-            group.config.buckets.iter().flat_map(Bucket::chained).any(|other| other == id)
-        };
-        let above = self.groups.values().filter(leads).map(|group| group.config.id);
-        match left {
-            0 => 0,
-            left => above.map(|id| 1 + self.height(id, left - 1)).max().unwrap_or(0),
+    fn height(&self, id: u32) -> usize {
+        let mut above: HashMap<u32, Vec<u32>> = HashMap::new();
+        for group in self.groups.values() {
+            for other in group.config.buckets.iter().flat_map(Bucket::chained) {
+                let leads = above.entry(other).or_default();
+                if leads.last() != Some(&group.config.id) {
+                    leads.push(group.config.id);
+                }
+            }
         }
+        // Level by level: the chains are short, whatever their number.
+        let mut level = vec![id];
+        for height in 0..CHAIN_MAX {
+            level = level.iter().filter_map(|id| above.get(id)).flatten().copied().collect();
+            level.sort_unstable();
+            level.dedup();
+            if level.is_empty() {
+                return height;
+            }
+        }
+        CHAIN_MAX
     }
 
-    /// What the groups come to with these ports.
-    pub(crate) fn live(&self, ports: &Ports) -> LiveGroups {
-        let live = |group: &Arc<Group>| {
+    /// What the groups come to with these ports. Only groups that changed or watch something are looked at.
+    pub(crate) fn live(&mut self, ports: &Ports) -> LiveGroups {
+        let mut known = HashMap::new();
+        for group in self.groups.values() {
+            let buckets = &group.config.buckets;
+            let watches = buckets.iter().any(Bucket::watches);
+            if !watches && self.live.contains_key(&group.config.id) {
+                continue;
+            }
+            let mut live = |bucket: &Bucket| self.is_live(bucket, ports, &mut known);
             let choice = match group.config.kind {
                 GroupKind::All => Choice::All,
                 GroupKind::Indirect => Choice::One(0),
                 GroupKind::FastFailover => {
-                    let live = |bucket: &Bucket| self.is_live(bucket, ports, CHAIN_MAX);
-                    let first = group.config.buckets.iter().position(live);
-                    first.map_or(Choice::None, |at| Choice::One(at as u16))
+                    buckets.iter().position(live).map_or(Choice::None, |at| Choice::One(at as u16))
                 }
                 GroupKind::Select => {
-                    let buckets = &group.config.buckets;
-                    let live: Vec<bool> =
-                        buckets.iter().map(|bucket| self.is_live(bucket, ports, CHAIN_MAX)).collect();
-                    places(buckets, &live)
+                    let live: Vec<bool> = buckets.iter().map(&mut live).collect();
+                    match self.live.get(&group.config.id) {
+                        // Its ports are as they were.
+                        Some(before) if before.alive == live => continue,
+                        _ => {
+                            let choice = places(buckets, &live);
+                            let entry = LiveGroup { group: group.clone(), choice, alive: live };
+                            self.live.insert(group.config.id, Arc::new(entry));
+                            continue;
+                        }
+                    }
                 }
             };
-            (group.config.id, LiveGroup { group: group.clone(), choice })
-        };
-        LiveGroups(self.groups.values().map(live).collect())
+            let entry = LiveGroup { group: group.clone(), choice, alive: Vec::new() };
+            self.live.insert(group.config.id, Arc::new(entry));
+        }
+        LiveGroups(self.groups.keys().filter_map(|id| Some((*id, self.live.get(id)?.clone()))).collect())
     }
 
-    /// 6.5: a bucket is live if what it watches is; one that watches nothing is.
-    fn is_live(&self, bucket: &Bucket, ports: &Ports, left: usize) -> bool {
-        let group = |id: u32| {
-            left > 0
-                && self.groups.get(&id).is_some_and(|group| {
-                    group.config.buckets.iter().any(|bucket| self.is_live(bucket, ports, left - 1))
-                })
-        };
-        match (bucket.watch_port, bucket.watch_group) {
-            (None, None) => true,
-            (port, id) => {
-                port.and_then(|port| ports.get(port)).is_some_and(|port| port.is_live())
-                    || id.is_some_and(group)
-            }
+    /// 6.5: a bucket is live if what it watches is; one that watches nothing is. `known`: groups that were looked at.
+    fn is_live(&self, bucket: &Bucket, ports: &Ports, known: &mut HashMap<u32, bool>) -> bool {
+        if !bucket.watches() {
+            return true;
         }
+        let port = bucket.watch_port.and_then(|port| ports.get(port)).is_some_and(|port| port.is_live());
+        port || bucket.watch_group.is_some_and(|id| self.is_group_live(id, ports, known))
+    }
+
+    fn is_group_live(&self, id: u32, ports: &Ports, known: &mut HashMap<u32, bool>) -> bool {
+        if let Some(live) = known.get(&id) {
+            return *live;
+        }
+        let buckets = self.groups.get(&id).map_or(&[][..], |group| &group.config.buckets);
+        let live = buckets.iter().any(|bucket| self.is_live(bucket, ports, known));
+        known.insert(id, live);
+        live
     }
 }
 
@@ -514,12 +561,37 @@ mod tests {
         table.add(group(1, GroupKind::FastFailover, vec![watch(1), watch(2)]), 1).unwrap();
         let follow = Bucket { watch_group: Some(1), ..bucket(0, vec![Action::Group(1)]) };
         table.add(group(2, GroupKind::FastFailover, vec![follow, watch(3)]), 1).unwrap();
-        let chosen = |up: &[u32], id| table.live(&ports(up)).get(id).unwrap().buckets(|| FlowKey::ZERO);
+        let mut chosen = |up: &[u32], id| table.live(&ports(up)).get(id).unwrap().buckets(|| FlowKey::ZERO);
         assert_eq!(chosen(&[1, 2], 1), 0..1);
         assert_eq!(chosen(&[2], 1), 1..2);
         assert!(chosen(&[3], 1).is_empty());
         assert_eq!(chosen(&[2, 3], 2), 0..1);
         assert_eq!(chosen(&[3], 2), 1..2);
+    }
+
+    #[test]
+    fn groups_that_branch_and_join_stay_cheap() {
+        // Each of 24 groups leads to all 24 of the layer below: a walk along every way would never end.
+        let mut table = GroupTable::new(1, 1000);
+        for layer in 0..CHAIN_MAX as u32 {
+            for at in 0..24 {
+                let below = |other| Bucket {
+                    watch_group: Some((layer - 1) * 100 + other),
+                    ..bucket(1, vec![Action::Group((layer - 1) * 100 + other)])
+                };
+                let first = || vec![Bucket { watch_port: Some(PortNo(1)), ..bucket(1, vec![to(1)]) }];
+                let buckets = if layer == 0 { first() } else { (0..24).map(below).collect() };
+                table.add(group(layer * 100 + at, GroupKind::Select, buckets), 1).unwrap();
+            }
+        }
+        let top = (CHAIN_MAX as u32 - 1) * 100;
+        let too_deep = group(9999, GroupKind::All, vec![bucket(0, vec![Action::Group(top)])]);
+        assert_eq!(table.add(too_deep, 1), Err(GroupError::ChainTooLong));
+        assert_eq!(table.live(&ports(&[1])).get(top).unwrap().buckets(|| FlowKey::ZERO).len(), 1);
+        assert_eq!(table.live(&ports(&[2])).get(top).unwrap().buckets(|| FlowKey::ZERO).len(), 0);
+        assert_eq!(table.live(&ports(&[1])).get(top).unwrap().buckets(|| FlowKey::ZERO).len(), 1);
+        let upside_down = group(0, GroupKind::All, vec![bucket(0, vec![Action::Group(top)])]);
+        assert_eq!(table.modify(upside_down, 1), Err(GroupError::Loop(0)));
     }
 
     #[test]
