@@ -8,6 +8,7 @@ mod controller;
 mod fdb;
 mod flow;
 mod output;
+mod pool;
 mod port;
 mod settings;
 mod switch;
@@ -35,6 +36,8 @@ enum Noun {
     Controller(controller::Args),
     /// Volumes of the storage daemon
     Volume(volume::Args),
+    /// Tiered pools of the storage daemon
+    Pool(pool::Args),
     /// Ports of the switch
     Port(port::Args),
     /// Learned MAC addresses of the switch
@@ -51,6 +54,7 @@ fn main() -> ExitCode {
         Noun::Switch(args) => switch::run(args),
         Noun::Controller(args) => controller::run(args),
         Noun::Volume(args) => volume::run(args),
+        Noun::Pool(args) => pool::run(args),
         Noun::Port(args) => port::run(args),
         Noun::Fdb(args) => fdb::run(args),
         Noun::Flow(args) => flow::run(args),

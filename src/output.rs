@@ -72,6 +72,11 @@ pub fn line(text: impl std::fmt::Display) {
     println!("{text}");
 }
 
+/// Prints what to look after although the command did what it should.
+pub fn warning(text: impl std::fmt::Display) {
+    eprintln!("sluice: warning: {text}");
+}
+
 /// Turns the outcome of a command into its exit code: 0 done, 2 bad input, 1 anything else.
 pub fn exit(result: anyhow::Result<()>) -> ExitCode {
     let Err(error) = result else { return ExitCode::SUCCESS };

@@ -57,13 +57,44 @@ enum Verb {
         #[command(flatten)]
         daemon: RunDir,
     },
-    /// Stop serving a volume and forget it; its file or device is left alone
+    /// Make a writable copy of a volume in a pool, at once and without space of its own
+    Clone(Fork),
+    /// Make a read-only copy of a volume in a pool, as it is now
+    Snapshot(Fork),
+    /// Stop serving a volume and forget it; its file or device is left alone, its data in a pool are deleted
     Delete {
         /// Name of the volume
         name: String,
         #[command(flatten)]
         daemon: RunDir,
     },
+}
+
+#[derive(clap::Args)]
+struct Fork {
+    /// Name of the volume
+    from: String,
+    /// Name of the copy
+    name: String,
+    /// Serial that guests see, at most 20 characters [default: the name]
+    #[arg(long)]
+    serial: Option<String>,
+    #[command(flatten)]
+    daemon: RunDir,
+}
+
+impl Fork {
+    fn make(&self, writable: bool) -> anyhow::Result<()> {
+        let mut body = Map::new();
+        body.insert("name".to_string(), json!(self.name));
+        body.insert("writable".to_string(), json!(writable));
+        client::put_texts(&mut body, [("serial", &self.serial)]);
+        let path = format!("{}/copies", client::path("/v1/volumes", &self.from));
+        let socket = self.daemon.admin_socket("blk");
+        let made = client::request(&socket, Method::POST, &path, Some(&Value::Object(body)))?;
+        output::line(format_args!("{} is served at {}", self.name, output::text(&made["socket_path"])));
+        Ok(())
+    }
 }
 
 // Values are texts here: the daemon checks them, all at once, wherever they come from.
@@ -77,6 +108,12 @@ struct Create {
     /// Keep the data on this block device
     #[arg(long, value_name = "PATH")]
     device: Option<PathBuf>,
+    /// Keep the data in this tiered pool
+    #[arg(long, value_name = "POOL")]
+    pool: Option<String>,
+    /// Where the pool keeps the data: auto, hot or cold [default: auto]
+    #[arg(long, value_name = "TIER", requires = "pool")]
+    pin: Option<String>,
     /// Keep no data at all, for benchmarks: requests complete at once
     #[arg(long)]
     null: bool,
@@ -123,6 +160,8 @@ impl Create {
             &mut body,
             [
                 ("size_bytes", &self.size),
+                ("pool", &self.pool),
+                ("pin", &self.pin),
                 ("serial", &self.serial),
                 ("socket_owner", &self.socket_owner),
                 ("socket_group", &self.socket_group),
@@ -163,9 +202,13 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             client::request(&daemon.admin_socket("blk"), Method::POST, &path, None)?;
             output::line(format_args!("{name} is served again"));
         }
+        Verb::Clone(fork) => fork.make(true)?,
+        Verb::Snapshot(fork) => fork.make(false)?,
         Verb::Delete { name, daemon } => {
+            let volume = ask(&daemon, Method::GET, &name, None)?;
             ask(&daemon, Method::DELETE, &name, None)?;
-            output::line(format_args!("{name} is no longer served; its data are left alone"));
+            let data = if volume["backing"]["pool"].is_null() { "left alone" } else { "deleted" };
+            output::line(format_args!("{name} is no longer served; its data are {data}"));
         }
     }
     Ok(())
@@ -185,7 +228,10 @@ fn list(volumes: &Value) {
         [
             output::text(&volume["name"]),
             bytes(&volume["size_bytes"]),
-            output::tagged(&volume["backing"]),
+            match &volume["backing"]["pool"] {
+                Value::Null => output::tagged(&volume["backing"]),
+                place => format!("pool {}", output::text(&place["name"])),
+            },
             output::text(&volume["queues"]),
             if volume["read_only"] == json!(true) { "ro" } else { "rw" }.to_string(),
             state,

@@ -35,6 +35,7 @@ impl Random {
 type Version = u32;
 
 /// The expectation for one disk.
+#[derive(Clone)]
 pub struct DiskModel {
     /// One entry per sector; two where a discard leaves it open: zeros or what was there.
     sectors: Vec<(Version, Version)>,
@@ -210,7 +211,7 @@ impl DiskModel {
 }
 
 /// A request of the model.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Operation {
     kind: u32,
     sectors: Range<u64>,

@@ -12,7 +12,8 @@ use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::spec::{CreateVolume, ResizeVolume, VolumeView, read_create, read_resize};
+use crate::spec::{CreateVolume, ForkVolume, ResizeVolume, VolumeView, read_create, read_fork, read_resize};
+use crate::tier::spec::{self as pools, CreatePool, OpenPool, PoolView};
 use crate::volume::Volumes;
 
 #[derive(OpenApi)]
@@ -25,6 +26,10 @@ pub fn router(volumes: Arc<Volumes>) -> Router {
         .routes(routes!(list, create))
         .routes(routes!(show, resize, delete))
         .routes(routes!(reopen))
+        .routes(routes!(fork))
+        .routes(routes!(list_pools, create_pool))
+        .routes(routes!(show_pool, delete_pool))
+        .routes(routes!(open_pool))
         .split_for_parts();
     router.route("/openapi.json", get(async || Json(description))).with_state(volumes)
 }
@@ -106,7 +111,7 @@ async fn reopen(
     blocking(volumes, move |volumes| volumes.reopen(&name)).await?.map(Json)
 }
 
-/// Stop serving a volume and forget it; its data stay.
+/// Stop serving a volume and forget it; its data stay, but those in a pool are deleted.
 #[utoipa::path(delete, path = "/v1/volumes/{name}", params(("name" = String, Path)), responses(
     (status = 204),
     (status = 404, body = Problem),
@@ -117,4 +122,86 @@ async fn delete(
 ) -> Result<StatusCode, Problem> {
     blocking(volumes, move |volumes| volumes.delete(&name)).await??;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Make a snapshot or clone of a volume in a pool.
+#[utoipa::path(post, path = "/v1/volumes/{name}/copies", params(("name" = String, Path)), request_body = ForkVolume,
+    responses(
+        (status = 201, body = VolumeView),
+        (status = 400, description = "All that is wrong with the request", body = Problem),
+        (status = 404, body = Problem),
+        (status = 409, description = "There is a volume of that name, or the volume is in no pool", body = Problem),
+    ))]
+async fn fork(
+    State(volumes): State<Arc<Volumes>>,
+    Path(name): Path<String>,
+    JsonBody(body): JsonBody,
+) -> Result<(StatusCode, Json<VolumeView>), Problem> {
+    let new = read_fork(&name, body)?;
+    let view = blocking(volumes, move |volumes| volumes.fork(&name, new)).await??;
+    Ok((StatusCode::CREATED, Json(view)))
+}
+
+/// All pools.
+#[utoipa::path(get, path = "/v1/pools", responses((status = 200, body = [PoolView])))]
+async fn list_pools(State(volumes): State<Arc<Volumes>>) -> Result<Json<Vec<PoolView>>, Problem> {
+    blocking(volumes, Volumes::pools).await.map(Json)
+}
+
+/// Make a pool.
+#[utoipa::path(post, path = "/v1/pools", request_body = CreatePool, responses(
+    (status = 201, body = PoolView),
+    (status = 400, description = "All that is wrong with the request or its devices", body = Problem),
+    (status = 409, description = "There is a pool of that name", body = Problem),
+))]
+async fn create_pool(
+    State(volumes): State<Arc<Volumes>>,
+    JsonBody(body): JsonBody,
+) -> Result<(StatusCode, Json<PoolView>), Problem> {
+    let new = pools::read_create(body)?;
+    let view = blocking(volumes, move |volumes| volumes.create_pool(&new)).await??;
+    Ok((StatusCode::CREATED, Json(view)))
+}
+
+/// One pool.
+#[utoipa::path(get, path = "/v1/pools/{name}", params(("name" = String, Path)), responses(
+    (status = 200, body = PoolView),
+    (status = 404, body = Problem),
+))]
+async fn show_pool(
+    State(volumes): State<Arc<Volumes>>,
+    Path(name): Path<String>,
+) -> Result<Json<PoolView>, Problem> {
+    blocking(volumes, move |volumes| volumes.pool(&name)).await?.map(Json)
+}
+
+/// Forget a pool without volumes; its devices are left alone.
+#[utoipa::path(delete, path = "/v1/pools/{name}", params(("name" = String, Path)), responses(
+    (status = 204),
+    (status = 404, body = Problem),
+    (status = 409, description = "It has volumes", body = Problem),
+))]
+async fn delete_pool(
+    State(volumes): State<Arc<Volumes>>,
+    Path(name): Path<String>,
+) -> Result<StatusCode, Problem> {
+    blocking(volumes, move |volumes| volumes.delete_pool(&name)).await??;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Open a pool that failed, once what was missing is back, or without its hot tier.
+#[utoipa::path(post, path = "/v1/pools/{name}/open", params(("name" = String, Path)), request_body = OpenPool,
+    responses(
+        (status = 200, body = PoolView),
+        (status = 400, description = "All that is wrong with the request", body = Problem),
+        (status = 404, body = Problem),
+        (status = 409, description = "It is open, or cannot be opened", body = Problem),
+    ))]
+async fn open_pool(
+    State(volumes): State<Arc<Volumes>>,
+    Path(name): Path<String>,
+    JsonBody(body): JsonBody,
+) -> Result<Json<PoolView>, Problem> {
+    let degraded = pools::read_open(&name, body)?;
+    blocking(volumes, move |volumes| volumes.open_pool(&name, degraded)).await?.map(Json)
 }

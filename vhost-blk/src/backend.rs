@@ -92,14 +92,15 @@ impl Backend for BlkBackend {
         }
         self.writeback = *value == 1;
         self.set_cache_mode();
-        if !self.writeback
-            && let Some(file) = self.volume.disk.file_handle()
-        {
-            // From now on every completed write is durable, so those before have to become so.
-            file.sync_data()
-                .map_err(|error| BackendError::new(format!("cannot make earlier writes durable: {error}")))?;
-        }
-        Ok(())
+        // With write-through every completed write is durable, so those before have to become so.
+        let made_durable = match (self.volume.disk.file_handle(), self.volume.disk.seat()) {
+            _ if self.writeback => Ok(()),
+            (Some(file), _) => file.sync_data().map_err(|error| error.to_string()),
+            (_, Some(seat)) => seat.pool.flush(seat.volume).map_err(|error| error.to_string()),
+            (None, None) => Ok(()),
+        };
+        made_durable
+            .map_err(|error| BackendError::new(format!("cannot make earlier writes durable: {error}")))
     }
 
     fn negotiated(&mut self, features: u64) -> Result<(), BackendError> {

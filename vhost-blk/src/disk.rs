@@ -13,10 +13,12 @@ use std::time::{Duration, Instant};
 use nix::fcntl::{FallocateFlags, FcntlArg, OFlag, fallocate, fcntl};
 use rustix::fs::{AtFlags, StatxFlags};
 use telemetry::state::{StateDir, StateError};
+use tiering::{PAGE_BYTES, UNIT_BYTES, VolumeId};
 
 use crate::config_space::DiskShape;
 use crate::request::{DiskLimits, SECTOR_BYTES};
 use crate::spec::{Backing, VolumeSpec};
+use crate::tier::control::PoolHandle;
 
 /// How long a lock of a file may belong to a daemon that is gone.
 const LOCK_WAIT: Duration = Duration::from_secs(3);
@@ -104,6 +106,17 @@ pub enum Medium {
     File,
     /// A block device: discards need an ioctl.
     Device,
+    /// A pool.
+    Pool,
+}
+
+/// A volume's place in a pool.
+#[derive(Clone, Debug)]
+pub struct Seat {
+    /// The pool.
+    pub pool: PoolHandle,
+    /// The volume in it.
+    pub volume: VolumeId,
 }
 
 /// An open volume, shared by everything that serves it.
@@ -111,7 +124,8 @@ pub enum Medium {
 pub struct Disk {
     medium: Medium,
     path: PathBuf,
-    file: Option<File>,
+    file: Option<Arc<File>>,
+    seat: Option<Seat>,
     size_bytes: AtomicU64,
     block_bytes: u32,
     physical_block_bytes: u32,
@@ -142,8 +156,32 @@ impl Disk {
             Backing::Null => Disk::null(spec),
             Backing::File(path) => Disk::file(spec, path, make)?,
             Backing::Device(path) => Disk::device(spec, path)?,
+            Backing::Pool(_) => unreachable!("volumes of pools are opened by `Disk::in_pool`"),
         };
         Ok(Arc::new(disk))
+    }
+
+    /// A volume in a pool, of `size_bytes`. The pool is open, and its blocks are no larger than the volume's.
+    pub fn in_pool(spec: &VolumeSpec, seat: Seat, size_bytes: u64) -> Arc<Disk> {
+        let block_bytes = spec.block_bytes.unwrap_or(seat.pool.block_bytes());
+        Arc::new(Disk {
+            medium: Medium::Pool,
+            path: PathBuf::new(),
+            file: None,
+            size_bytes: AtomicU64::new(size_bytes),
+            block_bytes,
+            physical_block_bytes: PAGE_BYTES as u32,
+            optimal_io_bytes: UNIT_BYTES as u32,
+            read_only: spec.read_only,
+            discard: true,
+            direct: true,
+            memory_align: 1,
+            offset_align: 1,
+            made: false,
+            poison: OnceLock::new(),
+            note: OnceLock::new(),
+            seat: Some(seat),
+        })
     }
 
     fn null(spec: &VolumeSpec) -> Disk {
@@ -152,6 +190,7 @@ impl Disk {
             medium: Medium::Null,
             path: PathBuf::new(),
             file: None,
+            seat: None,
             size_bytes: AtomicU64::new(spec.size_bytes.unwrap_or_default()),
             block_bytes,
             physical_block_bytes: 4096,
@@ -260,7 +299,8 @@ impl Disk {
         Ok(Disk {
             medium,
             path: path.to_path_buf(),
-            file: Some(file),
+            file: Some(Arc::new(file)),
+            seat: None,
             size_bytes: AtomicU64::new(wanted),
             block_bytes,
             physical_block_bytes: limits.physical_block_bytes.max(block_bytes),
@@ -333,8 +373,13 @@ impl Disk {
     }
 
     /// The open file, if there is one.
-    pub fn file_handle(&self) -> Option<&File> {
+    pub fn file_handle(&self) -> Option<&Arc<File>> {
         self.file.as_ref()
+    }
+
+    /// Its place in a pool, if it is in one.
+    pub fn seat(&self) -> Option<&Seat> {
+        self.seat.as_ref()
     }
 
     /// What kind of backing it is.
@@ -354,7 +399,8 @@ impl Disk {
 
     /// Why nothing may be written any more, if so.
     pub fn poisoned(&self) -> Option<&str> {
-        self.poison.get().map(String::as_str)
+        let pool = self.seat.as_ref().and_then(|seat| seat.pool.status().read_only());
+        self.poison.get().map(String::as_str).or(pool)
     }
 
     /// Completed writes may be lost: nothing that changes data is served from now on, visibly. The first reason counts;
@@ -383,12 +429,12 @@ impl Disk {
     }
 }
 
-fn host(attempt: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DiskError {
+pub(crate) fn host(attempt: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DiskError {
     move |source| DiskError::Host { attempt, path: path.to_path_buf(), source }
 }
 
 /// Opens for direct I/O, or through the page cache where that does not exist. The second value says which.
-fn open(path: &Path, read_only: bool, make: bool) -> Result<(File, bool), DiskError> {
+pub(crate) fn open(path: &Path, read_only: bool, make: bool) -> Result<(File, bool), DiskError> {
     let attempt = |flags: i32, make: bool| {
         OpenOptions::new()
             .read(true)
@@ -412,7 +458,7 @@ fn open(path: &Path, read_only: bool, make: bool) -> Result<(File, bool), DiskEr
 ///
 /// A daemon that was killed holds its locks a little longer than it lives: the kernel still ends what its io_uring had
 /// in flight. So a lock that is taken is tried again for a while.
-fn lock(file: &File, path: &Path, shared: bool) -> Result<(), DiskError> {
+pub(crate) fn lock(file: &File, path: &Path, shared: bool) -> Result<(), DiskError> {
     let deadline = Instant::now() + LOCK_WAIT;
     loop {
         match if shared { file.try_lock_shared() } else { file.try_lock() } {
@@ -425,32 +471,32 @@ fn lock(file: &File, path: &Path, shared: bool) -> Result<(), DiskError> {
 }
 
 /// From now on this open file goes through the page cache.
-fn clear_direct(file: &File) -> io::Result<()> {
+pub(crate) fn clear_direct(file: &File) -> io::Result<()> {
     let flags = OFlag::from_bits_retain(fcntl(file, FcntlArg::F_GETFL)?);
     fcntl(file, FcntlArg::F_SETFL(flags - OFlag::O_DIRECT))?;
     Ok(())
 }
 
-fn sync_parent(path: &Path) -> Result<(), DiskError> {
+pub(crate) fn sync_parent(path: &Path) -> Result<(), DiskError> {
     let parent = path.parent().unwrap_or(Path::new("/"));
     File::open(parent).and_then(|dir| dir.sync_all()).map_err(host("make durable", parent))
 }
 
-fn length(file: &File) -> io::Result<u64> {
+pub(crate) fn length(file: &File) -> io::Result<u64> {
     use std::io::{Seek as _, SeekFrom};
     let mut file = file;
     file.seek(SeekFrom::End(0))
 }
 
 /// Whether space can be given back: tried beyond the end, where there is none.
-fn punches_holes(file: &File, length: u64) -> bool {
+pub(crate) fn punches_holes(file: &File, length: u64) -> bool {
     let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
     let beyond = i64::try_from(length.next_multiple_of(1 << 20)).unwrap_or(i64::MAX - 4096);
     fallocate(file, flags, beyond, 4096).is_ok()
 }
 
 /// Alignment of memory and of offsets for direct I/O (statx(2), STATX_DIOALIGN).
-fn alignment(file: &File, medium: Medium, limits: &QueueLimits) -> (u32, u32) {
+pub(crate) fn alignment(file: &File, medium: Medium, limits: &QueueLimits) -> (u32, u32) {
     let told = rustix::fs::statx(file.as_fd(), c"", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN).ok();
     let told =
         told.filter(|stat| stat.stx_mask & StatxFlags::DIOALIGN.bits() != 0 && stat.stx_dio_offset_align > 0);
@@ -463,15 +509,15 @@ fn alignment(file: &File, medium: Medium, limits: &QueueLimits) -> (u32, u32) {
 
 /// What the host says of the block device that holds the data (sysfs-block).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct QueueLimits {
+pub(crate) struct QueueLimits {
     logical_block_bytes: u32,
     physical_block_bytes: u32,
     optimal_io_bytes: u32,
-    discard: bool,
+    pub(crate) discard: bool,
 }
 
 impl QueueLimits {
-    fn of(file: &File, medium: Medium) -> QueueLimits {
+    pub(crate) fn of(file: &File, medium: Medium) -> QueueLimits {
         let device = file.metadata().map_or(0, |metadata| match medium {
             Medium::Device => metadata.rdev(),
             _ => metadata.dev(),

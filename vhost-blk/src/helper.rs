@@ -1,6 +1,7 @@
 //! A thread for the calls that io_uring has no operation for. Workers never wait for it: the result comes back as a
 //! command.
 
+use std::fs::File;
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
@@ -12,7 +13,7 @@ pub(crate) enum Job {
     /// Discard a range of a block device.
     Discard {
         /// The device.
-        disk: Arc<Disk>,
+        file: Arc<File>,
         /// Byte offset.
         offset: u64,
         /// Length in bytes.
@@ -33,10 +34,8 @@ impl Job {
     /// Does it; the token, and 0 or a negative errno.
     fn work(self) -> (u64, i32) {
         match self {
-            Job::Discard { disk, offset, bytes, token } => {
-                let result = disk
-                    .file_handle()
-                    .map_or(Ok(()), |file| reactor::discard_blocking(file.as_fd(), offset, bytes));
+            Job::Discard { file, offset, bytes, token } => {
+                let result = reactor::discard_blocking(file.as_fd(), offset, bytes);
                 (token, result.map_or_else(|error| -error.raw_os_error().unwrap_or(libc::EIO), |()| 0))
             }
             Job::NotePoison { disk, token } => {

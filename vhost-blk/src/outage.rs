@@ -25,6 +25,11 @@ impl Outage {
         Outage { reason: problem.to_string(), attempts: 1, next: Instant::now() + RETRY_FIRST }
     }
 
+    /// Nothing was attempted yet.
+    pub(crate) fn waiting(reason: &str) -> Outage {
+        Outage { reason: reason.to_string(), attempts: 0, next: Instant::now() }
+    }
+
     /// One more attempt failed.
     fn again(&mut self, problem: &Problem, now: Instant) {
         let pause = RETRY_FIRST.saturating_mul(1 << self.attempts.min(16)).min(RETRY_MAX);
@@ -50,15 +55,15 @@ pub(crate) fn poison_note(volume: &str) -> String {
 impl Volumes {
     /// Tries those again that are not served and whose time has come. For a timer.
     pub fn retry(&self, now: Instant) {
-        let Some(workers) = self.workers() else { return };
-        let mut volumes = self.lock();
+        let Ok(workers) = self.workers() else { return };
+        let mut held = self.lock();
         let due =
             |volume: &crate::volume::Volume| matches!(&volume.service, Err(outage) if outage.next <= now);
         let names: Vec<_> =
-            volumes.values().filter(|volume| due(volume)).map(|v| v.spec.name.clone()).collect();
+            held.volumes.values().filter(|volume| due(volume)).map(|v| v.spec.name.clone()).collect();
         for name in names {
-            let served = self.serve(&volumes[&name].spec, false, &volumes, workers);
-            let Some(volume) = volumes.get_mut(&name) else { continue };
+            let served = self.serve(&held.volumes[&name].spec, false, &held, workers);
+            let Some(volume) = held.volumes.get_mut(&name) else { continue };
             match (served, &mut volume.service) {
                 (Ok(service), place) => {
                     tracing::info!(volume = name, "served now");
@@ -76,8 +81,8 @@ impl Volumes {
     /// # Errors
     /// There is no such volume, it is served as it should be, or it fails again.
     pub fn reopen(&self, name: &str) -> Result<VolumeView, Problem> {
-        let mut volumes = self.lock();
-        let volume = volumes.get_mut(name).ok_or_else(|| no_volume(name))?;
+        let mut held = self.lock();
+        let volume = held.volumes.get_mut(name).ok_or_else(|| no_volume(name))?;
         if let Ok(service) = &volume.service
             && service.shared.disk.poisoned().is_none()
         {
@@ -85,14 +90,13 @@ impl Volumes {
         }
         let forgotten = self.state()?.remove(&poison_note(name));
         forgotten.map_err(|error| Problem::internal(error.to_string()))?;
-        let closed =
-            Outage { reason: "it is being opened again".to_string(), attempts: 0, next: Instant::now() };
+        let closed = Outage::waiting("it is being opened again");
         // Ends its sessions, waits until their queues are drained, and lets go of the file.
         drop(std::mem::replace(&mut volume.service, Err(closed)));
         let spec = volume.spec.clone();
-        let workers = self.workers().ok_or_else(|| Problem::internal("there are no workers"))?;
-        let served = self.serve(&spec, false, &volumes, workers);
-        let Some(volume) = volumes.get_mut(name) else { return Err(no_volume(name)) };
+        let workers = self.workers()?;
+        let served = self.serve(&spec, false, &held, workers);
+        let Some(volume) = held.volumes.get_mut(name) else { return Err(no_volume(name)) };
         match served {
             Ok(service) => volume.service = Ok(service),
             Err(problem) => {
@@ -101,7 +105,7 @@ impl Volumes {
             }
         }
         tracing::info!(volume = name, "opened again");
-        Ok(self.view(&volumes[name]))
+        Ok(self.view(&held.volumes[name]))
     }
 }
 

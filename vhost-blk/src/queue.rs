@@ -5,6 +5,7 @@
 //! ended; what finds no room in the worker waits, in order, and nothing is popped before it. Continued requests walk their
 //! chain again: the guest may have changed it meanwhile, so it is checked again, and only the guest is hurt.
 
+mod in_pool;
 mod ranges;
 
 use std::collections::VecDeque;
@@ -13,7 +14,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use reactor::{Buffers, FileId, Full, IOVECS_MAX, Io, MemoryId, Reply, WatchId};
-use virtq::{Chain, GuestSlice, Queue};
+use tiering::VolumeId;
+use virtq::{Chain, GuestMemory, GuestSlice, Parts, Queue};
 
 use crate::backend::SessionState;
 use crate::disk::Disk;
@@ -22,6 +24,8 @@ use crate::metrics::{ErrorKind, Op, QueueMetrics};
 use crate::request::{
     DiskLimits, HEADER_BYTES, RANGE_BYTES, Request, SERIAL_BYTES, STATUS_BYTES, Status, parse,
 };
+use crate::tier::Pool;
+use crate::worker::QUEUE_SHIFT;
 use ranges::{Method, read_range};
 
 /// Heads taken off a ring at once: enough to share the cost of publishing, few enough to be fair to other queues.
@@ -86,6 +90,8 @@ struct Slot {
     chunk: u64,
     /// The current range of a discard or write-zeroes.
     range: u32,
+    /// The guest changed its chain while the pool was at work on the request.
+    tampered: bool,
     popped_ns: u64,
     submitted_ns: u64,
 }
@@ -114,6 +120,34 @@ enum Step {
     Broken,
 }
 
+/// What a worker lends its queues while it works on them.
+pub(crate) struct Kit<'a> {
+    /// Its ring.
+    pub(crate) io: &'a mut Io,
+    /// The chain that was walked last.
+    pub(crate) chain: &'a mut Chain,
+    /// The pool of the queue's volume, if it is in one.
+    pub(crate) pool: Option<&'a mut Pool>,
+}
+
+/// Where the data of a queue's volume are.
+#[derive(Clone, Copy, Debug)]
+enum Target {
+    /// Nowhere.
+    Nothing,
+    /// In a file or on a device.
+    File(FileId),
+    /// In a pool of the same worker.
+    Pool {
+        /// Its number at the worker.
+        pool: usize,
+        /// The volume in it.
+        volume: VolumeId,
+    },
+}
+
+const CHANGED: &str = "the guest changed a request that was being served";
+
 /// A running queue.
 pub(crate) struct Serving {
     queue: Queue,
@@ -122,7 +156,7 @@ pub(crate) struct Serving {
     index: u16,
     watch: WatchId,
     memory: MemoryId,
-    file: Option<FileId>,
+    target: Target,
     disk: Arc<Disk>,
     session: Arc<SessionState>,
     metrics: QueueMetrics,
@@ -146,12 +180,16 @@ impl Serving {
     pub(crate) fn new(start: Start, token: u64, helper: Helper, io: &mut Io) -> std::io::Result<Serving> {
         let mut queue = start.queue;
         let watch = io.watch(start.kick.as_fd(), token | KICK)?;
-        let file = match start.disk.file_handle().map(|file| io.add_file(file.as_fd())).transpose() {
-            Ok(file) => file,
-            Err(error) => {
-                io.unwatch(watch);
-                return Err(error);
-            }
+        let target = match (start.disk.seat(), start.disk.file_handle()) {
+            (Some(seat), _) => Target::Pool { pool: seat.pool.number(), volume: seat.volume },
+            (None, None) => Target::Nothing,
+            (None, Some(file)) => match io.add_file(file.as_fd()) {
+                Ok(file) => Target::File(file),
+                Err(error) => {
+                    io.unwatch(watch);
+                    return Err(error);
+                }
+            },
         };
         let memory = io.add_memory(queue.memory().clone());
         let size = usize::from(queue.size());
@@ -164,7 +202,7 @@ impl Serving {
             index: start.index,
             watch,
             memory,
-            file,
+            target,
             disk: start.disk,
             session: start.session,
             metrics: start.metrics,
@@ -180,6 +218,11 @@ impl Serving {
             stopping: None,
             queue,
         })
+    }
+
+    /// The queue's number at its worker.
+    fn number(&self) -> u32 {
+        (self.token >> QUEUE_SHIFT) as u32
     }
 
     /// Signals another eventfd from now on, and once: it may have missed one.
@@ -203,7 +246,7 @@ impl Serving {
     pub(crate) fn finish(mut self, io: &mut Io) {
         self.publish(io);
         io.unwatch(self.watch);
-        if let Some(file) = self.file {
+        if let Target::File(file) = self.target {
             io.remove_file(file);
         }
         io.remove_memory(self.memory);
@@ -219,29 +262,23 @@ impl Serving {
 
     /// Takes and starts requests, one batch; shows answers to the guest. `completions` is the worker's count of them.
     #[inline]
-    pub(crate) fn poll(
-        &mut self,
-        io: &mut Io,
-        chain: &mut Chain,
-        heads: &mut [u16],
-        completions: u64,
-    ) -> bool {
+    pub(crate) fn poll(&mut self, kit: &mut Kit<'_>, heads: &mut [u16], completions: u64) -> bool {
         let mut worked = false;
         if self.queue.lost() && !self.broken {
-            self.break_ring(0, &"guest memory was taken away", io);
+            self.break_ring(0, &"guest memory was taken away", kit.io);
         }
         if self.stalled_at != Some(completions) {
             self.stalled_at = None;
             let limits = self.disk.limits();
             if !self.waiting.is_empty() {
-                worked |= self.retry(io, chain, &limits, completions);
+                worked |= self.retry(kit, &limits, completions);
             }
             if self.waiting.is_empty() && self.stopping.is_none() && !self.broken {
-                worked |= self.take(io, chain, &limits, heads, completions);
+                worked |= self.take(kit, &limits, heads, completions);
             }
         }
         if self.unpublished {
-            self.publish(io);
+            self.publish(kit.io);
         }
         worked
     }
@@ -262,27 +299,20 @@ impl Serving {
         }
     }
 
-    fn take(
-        &mut self,
-        io: &mut Io,
-        chain: &mut Chain,
-        limits: &DiskLimits,
-        heads: &mut [u16],
-        completions: u64,
-    ) -> bool {
+    fn take(&mut self, kit: &mut Kit<'_>, limits: &DiskLimits, heads: &mut [u16], completions: u64) -> bool {
         let count = match self.queue.pop_batch(heads) {
             Ok(0) => return false,
             Ok(count) => count,
             Err(fault) => {
-                self.break_ring(0, &fault, io);
+                self.break_ring(0, &fault, kit.io);
                 return true;
             }
         };
-        let now_ns = io.now_ns();
+        let now_ns = kit.io.now_ns();
         let mut at_once = 0;
         for (position, &head) in heads[..count].iter().enumerate() {
             self.open += 1;
-            match self.begin(head, io, chain, limits, now_ns) {
+            match self.begin(head, kit, limits, now_ns) {
                 Ok(Step::Started) => {}
                 Ok(Step::Ended(result)) => {
                     at_once += 1;
@@ -306,13 +336,13 @@ impl Serving {
     }
 
     /// Goes on with requests that found no room.
-    fn retry(&mut self, io: &mut Io, chain: &mut Chain, limits: &DiskLimits, completions: u64) -> bool {
+    fn retry(&mut self, kit: &mut Kit<'_>, limits: &DiskLimits, completions: u64) -> bool {
         let mut worked = false;
         while let Some(head) = self.waiting.pop_front() {
             let step = if self.slots[usize::from(head)].stage == Stage::New {
-                self.begin(head, io, chain, limits, io.now_ns())
+                self.begin(head, kit, limits, kit.io.now_ns())
             } else {
-                self.resume(head, io, chain, limits)
+                self.resume(head, kit, limits)
             };
             match step {
                 Ok(Step::Started) => {}
@@ -335,13 +365,13 @@ impl Serving {
     fn begin(
         &mut self,
         head: u16,
-        io: &mut Io,
-        chain: &mut Chain,
+        kit: &mut Kit<'_>,
         limits: &DiskLimits,
         now_ns: u64,
     ) -> Result<Step, Full> {
+        let chain = &mut *kit.chain;
         if let Err(fault) = self.queue.walk(head, chain) {
-            self.break_ring(1, &fault, io);
+            self.break_ring(1, &fault, kit.io);
             return Ok(Step::Broken);
         }
         let mut header = [0; HEADER_BYTES];
@@ -352,7 +382,7 @@ impl Serving {
             Ok(request) => request,
             Err(fault) => {
                 let Some(status) = fault.status() else {
-                    self.break_ring(1, &fault, io);
+                    self.break_ring(1, &fault, kit.io);
                     return Ok(Step::Broken);
                 };
                 slot.status = chain.last_writable_byte().unwrap_or_default();
@@ -388,67 +418,59 @@ impl Serving {
             }
             _ => {}
         }
-        let Some(file) = self.file else { return Ok(Step::Ended(Ok(()))) };
-        self.advance(head, file, io, chain, limits)
+        self.advance(head, kit, limits)
     }
 
     /// Goes on with a request that was begun: walks and checks its chain again.
-    fn resume(
-        &mut self,
-        head: u16,
-        io: &mut Io,
-        chain: &mut Chain,
-        limits: &DiskLimits,
-    ) -> Result<Step, Full> {
-        if let Err(fault) = self.queue.walk(head, chain) {
-            self.break_ring(1, &fault, io);
+    fn resume(&mut self, head: u16, kit: &mut Kit<'_>, limits: &DiskLimits) -> Result<Step, Full> {
+        if let Err(fault) = self.queue.walk(head, kit.chain) {
+            self.break_ring(1, &fault, kit.io);
             return Ok(Step::Broken);
         }
+        if self.is_unchanged(head, kit.chain) {
+            self.advance(head, kit, limits)
+        } else {
+            Ok(self.refuse(head, &CHANGED, Status::IoError))
+        }
+    }
+
+    /// Whether a chain that was walked again still has the shape of its request.
+    fn is_unchanged(&self, head: u16, chain: &Chain) -> bool {
         let header = HEADER_BYTES as u64;
-        let same = match self.slots[usize::from(head)].request {
+        match self.slots[usize::from(head)].request {
             Some(Request::Read { bytes, .. }) => chain.writable_bytes() == bytes + STATUS_BYTES,
             Some(Request::Write { bytes, .. }) => chain.readable_bytes() == header + bytes,
             Some(Request::Discard { ranges } | Request::WriteZeroes { ranges }) => {
                 chain.readable_bytes() == header + u64::from(ranges) * RANGE_BYTES as u64
             }
             _ => true,
-        };
-        match self.file {
-            Some(file) if same => self.advance(head, file, io, chain, limits),
-            _ => Ok(self.refuse(head, &"the guest changed a request that was being served", Status::IoError)),
         }
     }
 
-    /// Starts the next operation of a request whose chain is in `chain`.
+    /// Starts the next operation of a request whose chain is in `kit`.
     #[inline]
-    fn advance(
-        &mut self,
-        head: u16,
-        file: FileId,
-        io: &mut Io,
-        chain: &mut Chain,
-        limits: &DiskLimits,
-    ) -> Result<Step, Full> {
-        let token = self.token | u64::from(head);
+    fn advance(&mut self, head: u16, kit: &mut Kit<'_>, limits: &DiskLimits) -> Result<Step, Full> {
         let slot = &mut self.slots[usize::from(head)];
-        slot.submitted_ns = io.now_ns();
+        slot.submitted_ns = kit.io.now_ns();
+        let file = match self.target {
+            Target::File(file) => file,
+            Target::Pool { volume, .. } => return self.advance_in_pool(head, volume, kit, limits),
+            Target::Nothing => return Ok(Step::Ended(Ok(()))),
+        };
+        let token = self.token | u64::from(head);
         match slot.request {
             Some(Request::Read { bytes, .. } | Request::Write { bytes, .. }) if slot.done == bytes => {
                 Ok(Step::Ended(Ok(())))
             }
-            Some(Request::Read { offset, bytes }) => {
-                self.transfer(head, file, io, chain, offset, bytes, false)
-            }
-            Some(Request::Write { offset, bytes }) => {
-                self.transfer(head, file, io, chain, offset, bytes, true)
-            }
+            Some(Request::Read { offset, bytes }) => self.transfer(head, file, kit, offset, bytes, false),
+            Some(Request::Write { offset, bytes }) => self.transfer(head, file, kit, offset, bytes, true),
             Some(Request::Flush) => {
-                io.fsync(file, true, token)?;
+                kit.io.fsync(file, true, token)?;
                 slot.stage = Stage::Sync;
                 Ok(Step::Started)
             }
             Some(request @ (Request::Discard { ranges } | Request::WriteZeroes { ranges })) => {
-                self.next_range(head, file, io, chain, limits, request, ranges)
+                self.next_range(head, file, kit, limits, request, ranges)
             }
             Some(Request::GetId) | None => Ok(Step::Ended(Ok(()))),
         }
@@ -456,25 +478,25 @@ impl Serving {
 
     /// Starts what is left of a read or write.
     #[inline]
-    #[allow(clippy::too_many_arguments, reason = "one call site, and a struct of them would say no more")]
     fn transfer(
         &mut self,
         head: u16,
         file: FileId,
-        io: &mut Io,
-        chain: &mut Chain,
+        kit: &mut Kit<'_>,
         offset: u64,
         bytes: u64,
         write: bool,
     ) -> Result<Step, Full> {
-        let token = self.token | u64::from(head);
+        let (io, chain) = (&mut *kit.io, &mut *kit.chain);
+        let (token, write_through) = (self.token | u64::from(head), self.writes_through());
         let slot = &mut self.slots[usize::from(head)];
         let left = bytes - slot.done;
         let (segments, skip) = match write {
             true => (chain.readable(), HEADER_BYTES as u64 + slot.done),
             false => (chain.writable(), slot.done),
         };
-        let (buffers, chunk) = if is_aligned(&self.queue, &self.disk, chain, write, skip, left) {
+        let parts = if write { chain.readable_range(skip, left) } else { chain.writable_range(skip, left) };
+        let (buffers, chunk) = if is_aligned(self.queue.memory(), self.disk.alignment(), parts) {
             let len = left.min(TRANSFER_BYTES_MAX) as u32;
             (Buffers::Guest { memory: self.memory, segments, skip, len }, u64::from(len))
         } else {
@@ -489,7 +511,7 @@ impl Serving {
         let at = offset + slot.done;
         match write {
             false => io.read(file, at, buffers, token)?,
-            true if self.session.write_through.load(Relaxed) => io.write_durable(file, at, buffers, token)?,
+            true if write_through => io.write_durable(file, at, buffers, token)?,
             true => io.write(file, at, buffers, token)?,
         }
         slot.chunk = chunk;
@@ -499,14 +521,15 @@ impl Serving {
 
     /// An operation of request `head` ended with `result`.
     #[inline]
-    pub(crate) fn completed(&mut self, head: u16, result: i32, io: &mut Io, chain: &mut Chain) {
+    pub(crate) fn completed(&mut self, head: u16, result: i32, kit: &mut Kit<'_>) {
         if self.broken {
             self.open -= 1;
             return;
         }
         let slot = &mut self.slots[usize::from(head)];
         let ended = match slot.stage {
-            Stage::Transfer => self.transferred(head, result, io, chain),
+            _ if slot.tampered => Some(Err(Failure { kind: ErrorKind::Guest, status: Status::IoError })),
+            Stage::Transfer => self.transferred(head, result, kit),
             Stage::Sync => match self.synced(head, result) {
                 Some(ended) => Some(ended),
                 None => return,
@@ -520,7 +543,7 @@ impl Serving {
         }
         let ended = match ended {
             Some(ended) => ended,
-            None => match self.resume(head, io, chain, &self.disk.limits()) {
+            None => match self.resume(head, kit, &self.disk.limits()) {
                 Ok(Step::Started) => return,
                 Ok(Step::Ended(ended)) => ended,
                 Ok(Step::Broken) => return,
@@ -532,19 +555,14 @@ impl Serving {
         };
         let slot = &self.slots[usize::from(head)];
         self.metrics.queue_time.record_ns(slot.submitted_ns - slot.popped_ns);
-        self.metrics.device_time.record_ns(io.now_ns().saturating_sub(slot.submitted_ns));
+        self.metrics.device_time.record_ns(kit.io.now_ns().saturating_sub(slot.submitted_ns));
         self.answer(head, ended);
     }
 
     /// A transfer ended; `None` when there is more to do.
     #[inline]
-    fn transferred(
-        &mut self,
-        head: u16,
-        result: i32,
-        io: &mut Io,
-        chain: &mut Chain,
-    ) -> Option<Result<(), Failure>> {
+    fn transferred(&mut self, head: u16, result: i32, kit: &mut Kit<'_>) -> Option<Result<(), Failure>> {
+        let (io, chain) = (&mut *kit.io, &mut *kit.chain);
         let slot = &mut self.slots[usize::from(head)];
         let (Some(Request::Read { bytes, .. }) | Some(Request::Write { bytes, .. })) = slot.request else {
             unreachable!("a transfer belongs to a read or write")
@@ -591,7 +609,14 @@ impl Serving {
                 self.queue.log_written(part, 0, part.len());
             }
         }
-        (done == bytes).then_some(Ok(()))
+        let sync = write && matches!(self.target, Target::Pool { .. }) && self.writes_through();
+        (done == bytes && !sync).then_some(Ok(()))
+    }
+
+    /// Whether a change is answered only once it is durable.
+    #[inline]
+    fn writes_through(&self) -> bool {
+        self.session.write_through.load(Relaxed)
     }
 
     /// A flush ended. One that failed may have lost writes that were answered: nothing is written any more. `None`: the
@@ -704,17 +729,16 @@ fn is_transient(errno: i32) -> bool {
     matches!(errno, libc::EAGAIN | libc::EINTR)
 }
 
-/// Whether direct I/O can use the guest's buffers as they are.
+/// Whether direct I/O, which needs this alignment of memory and of offsets, can use the guest's buffers as they are.
 #[inline]
-fn is_aligned(queue: &Queue, disk: &Disk, chain: &Chain, write: bool, skip: u64, len: u64) -> bool {
-    let (memory_align, offset_align) = disk.alignment();
+pub(crate) fn is_aligned(memory: &GuestMemory, alignment: (u32, u32), parts: Parts<'_>) -> bool {
+    let (memory_align, offset_align) = alignment;
     if (memory_align, offset_align) == (1, 1) {
         return true;
     }
-    let parts = if write { chain.readable_range(skip, len) } else { chain.writable_range(skip, len) };
     let mut count = 0;
     for part in parts {
-        let address = queue.memory().host_ptr(part).addr();
+        let address = memory.host_ptr(part).addr();
         if address & (memory_align as usize - 1) != 0 || part.len() & (offset_align - 1) != 0 {
             return false;
         }

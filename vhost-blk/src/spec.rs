@@ -8,6 +8,7 @@ use telemetry::check::{Errors, Fields};
 use telemetry::{Problem, SocketAccess};
 
 use crate::request::SERIAL_BYTES;
+use crate::tier::spec::{PinName, PoolPlace};
 
 /// Most queues of a volume.
 pub const QUEUES_MAX: u16 = 16;
@@ -26,6 +27,8 @@ pub enum Backing {
     /// A block device, used whole.
     #[schema(value_type = String)]
     Device(PathBuf),
+    /// In a tiered pool.
+    Pool(PoolPlace),
     /// Nowhere: requests complete at once, reads leave the guest's buffers as they are. For benchmarks.
     Null,
 }
@@ -35,7 +38,15 @@ impl Backing {
     pub fn path(&self) -> Option<&Path> {
         match self {
             Backing::File(path) | Backing::Device(path) => Some(path),
-            Backing::Null => None,
+            Backing::Null | Backing::Pool(_) => None,
+        }
+    }
+
+    /// The place in a pool, if it is in one.
+    pub fn place(&self) -> Option<&PoolPlace> {
+        match self {
+            Backing::Pool(place) => Some(place),
+            _ => None,
         }
     }
 }
@@ -45,6 +56,7 @@ impl std::fmt::Display for Backing {
         match self {
             Backing::File(path) => write!(f, "file {}", path.display()),
             Backing::Device(path) => write!(f, "device {}", path.display()),
+            Backing::Pool(place) => write!(f, "pool {}", place.name),
             Backing::Null => f.write_str("null"),
         }
     }
@@ -118,12 +130,16 @@ pub enum VolumeState {
 pub struct CreateVolume {
     /// Unique name, `[a-z0-9][a-z0-9._-]{0,62}`.
     name: String,
-    /// Path of a file; one of `file`, `device` and `null` is needed.
+    /// Path of a file; one of `file`, `device`, `pool` and `null` is needed.
     file: Option<String>,
     /// Path of a block device.
     device: Option<String>,
     /// No data at all.
     null: Option<bool>,
+    /// Name of a tiered pool.
+    pool: Option<String>,
+    /// Where a pool keeps the data: `auto`, `hot` or `cold`; `auto` when absent.
+    pin: Option<String>,
     /// Size in bytes, or a text such as `4GiB`; needed unless the file or device exists.
     #[schema(value_type = Option<u64>)]
     size_bytes: Option<Value>,
@@ -152,8 +168,8 @@ pub struct ResizeVolume {
     size_bytes: Value,
 }
 
-/// Checks the body of a request to create a volume. The keys are `name`, one of `file`, `device` and `null`,
-/// `size_bytes`, `queues`, `read_only`, `serial`, `block_size`, `socket_owner`, `socket_group`, `socket_mode`.
+/// Checks the body of a request to create a volume. The keys are `name`, one of `file`, `device`, `pool` and
+/// `null`, `pin`, `size_bytes`, `queues`, `read_only`, `serial`, `block_size`, `socket_owner`, `socket_group`, `socket_mode`.
 ///
 /// # Errors
 /// Everything that is wrong with it.
@@ -170,28 +186,72 @@ pub fn read_create(body: Value) -> Result<VolumeSpec, Problem> {
         fields.errors().add("block_size", bytes, "not a block size", "use 512 or 4096");
     }
     let size_bytes = read_size(&mut fields, block_bytes.unwrap_or(512));
-    if size_bytes.is_none() && backing == Some(Backing::Null) {
-        fields.errors().add("size_bytes", "", "missing", format!("a null volume needs {SIZE_EXPECTED}"));
+    if size_bytes.is_none() && matches!(backing, Some(Backing::Null | Backing::Pool(_))) {
+        fields.errors().add("size_bytes", "", "missing", format!("this volume needs {SIZE_EXPECTED}"));
     }
     let queues = fields.optional("queues", "a number from 1 to 16").unwrap_or(1);
     fields.errors().range("queues", queues, 1..=QUEUES_MAX);
     let read_only = fields.optional("read_only", "true or false").unwrap_or(false);
-    let serial = fields.optional("serial", "a text").unwrap_or_else(|| default_serial(&name));
-    if serial.len() > SERIAL_BYTES || !serial.chars().all(|c| c.is_ascii_graphic()) {
-        let detail = "not a serial";
-        fields.errors().add(
-            "serial",
-            &serial,
-            detail,
-            "use at most 20 visible ASCII characters without spaces",
-        );
-    }
+    let serial = read_serial(&mut fields).unwrap_or_else(|| default_serial(&name));
     let socket = SocketAccess::read(&mut fields);
     fields.finish();
     let backing = backing.unwrap_or(Backing::Null);
     let spec = VolumeSpec { name, backing, size_bytes, queues, read_only, serial, block_bytes, socket };
     let title = format!("the volume `{}` cannot be created", spec.name);
     errors.into_result(title, spec)
+}
+
+/// The body of a request to make a snapshot or clone, as it is described to others; see [`read_fork`].
+#[derive(utoipa::ToSchema)]
+#[allow(dead_code, reason = "the description only")]
+pub struct ForkVolume {
+    /// Unique name of the copy.
+    name: String,
+    /// Whether the copy can be written: a clone; else it is a snapshot.
+    writable: bool,
+    /// Serial that guests see; the name when absent.
+    serial: Option<String>,
+}
+
+/// A snapshot or clone that is to be made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewFork {
+    /// Its name.
+    pub name: String,
+    /// A clone is, a snapshot is not.
+    pub writable: bool,
+    /// What its guests see as serial.
+    pub serial: Option<String>,
+}
+
+/// Checks the body of a request to make a snapshot or clone. The keys are `name`, `writable`, `serial`.
+///
+/// # Errors
+/// Everything that is wrong with it.
+pub fn read_fork(from: &str, body: Value) -> Result<NewFork, Problem> {
+    let mut errors = Errors::new();
+    let mut fields = Fields::new("", body, &mut errors);
+    let name = fields.required::<String>("name", "a name").unwrap_or_default();
+    if !name.is_empty() {
+        fields.errors().name("name", &name);
+    }
+    let writable = fields.required("writable", "true for a clone, false for a snapshot").unwrap_or(false);
+    let serial = read_serial(&mut fields);
+    fields.finish();
+    errors.into_result(
+        format!("the volume `{from}` cannot be copied to `{name}`"),
+        NewFork { name, writable, serial },
+    )
+}
+
+/// The key `serial`.
+fn read_serial(fields: &mut Fields<'_>) -> Option<String> {
+    let serial: String = fields.optional("serial", "a text")?;
+    if serial.len() > SERIAL_BYTES || !serial.chars().all(|c| c.is_ascii_graphic()) {
+        let remedy = "use at most 20 visible ASCII characters without spaces";
+        fields.errors().add("serial", &serial, "not a serial", remedy);
+    }
+    Some(serial)
 }
 
 /// Checks the body of a request to change a volume, whose one key is `size_bytes`: the new size.
@@ -211,7 +271,7 @@ pub fn read_resize(name: &str, block_bytes: u32, body: Value) -> Result<u64, Pro
 }
 
 /// The serial of a volume that was given none: as much of its name as fits.
-fn default_serial(name: &str) -> String {
+pub(crate) fn default_serial(name: &str) -> String {
     name.chars().filter(char::is_ascii_graphic).take(SERIAL_BYTES).collect()
 }
 
@@ -219,6 +279,11 @@ fn read_backing(fields: &mut Fields<'_>) -> Option<Backing> {
     let file: Option<PathBuf> = fields.optional("file", "the path of a file");
     let device: Option<PathBuf> = fields.optional("device", "the path of a block device");
     let null = fields.optional("null", "true").unwrap_or(false);
+    let pool: Option<String> = fields.optional("pool", "the name of a pool");
+    let pin: Option<PinName> = fields.optional("pin", "auto, hot or cold");
+    if let (Some(_), None) = (pin, &pool) {
+        fields.errors().add("pin", "", "only volumes in a pool have tiers", "give a pool, or leave it out");
+    }
     for (field, path) in [("file", &file), ("device", &device)] {
         if let Some(path) = path.as_ref().filter(|path| !path.is_absolute()) {
             fields.errors().add(field, path.display(), "not an absolute path", "begin it with `/`");
@@ -227,12 +292,15 @@ fn read_backing(fields: &mut Fields<'_>) -> Option<Backing> {
     let mut given: Vec<Backing> = Vec::new();
     given.extend(file.map(Backing::File));
     given.extend(device.map(Backing::Device));
+    given.extend(
+        pool.map(|name| Backing::Pool(PoolPlace { name, id: 0, pin: pin.unwrap_or_default(), origin: None })),
+    );
     given.extend(null.then_some(Backing::Null));
     let shown = given.iter().map(Backing::to_string).collect::<Vec<_>>().join(", ");
     match given.len() {
         1 => given.pop(),
         0 => {
-            fields.errors().add("file", "", "missing", "give one of file, device and null");
+            fields.errors().add("file", "", "missing", "give one of file, device, pool and null");
             None
         }
         _ => {
@@ -240,8 +308,20 @@ fn read_backing(fields: &mut Fields<'_>) -> Option<Backing> {
                 "file",
                 shown,
                 "more than one place for the data",
-                "give one of file, device and null",
+                "give one of file, device, pool and null",
             );
+            None
+        }
+    }
+}
+
+/// A key that is a number of bytes or a text with a unit.
+pub(crate) fn read_bytes(fields: &mut Fields<'_>, key: &'static str) -> Option<u64> {
+    match fields.optional::<Value>(key, SIZE_EXPECTED)? {
+        Value::String(text) => fields.errors().size(key, &text),
+        Value::Number(number) if number.is_u64() => number.as_u64(),
+        other => {
+            fields.errors().add(key, &other, "not a size", format!("give {SIZE_EXPECTED}"));
             None
         }
     }
@@ -249,14 +329,7 @@ fn read_backing(fields: &mut Fields<'_>) -> Option<Backing> {
 
 /// The key `size_bytes`: a number of bytes or a text with a unit; whole blocks.
 fn read_size(fields: &mut Fields<'_>, block_bytes: u32) -> Option<u64> {
-    let bytes = match fields.optional::<Value>("size_bytes", SIZE_EXPECTED)? {
-        Value::String(text) => fields.errors().size("size_bytes", &text)?,
-        Value::Number(number) if number.is_u64() => number.as_u64()?,
-        other => {
-            fields.errors().add("size_bytes", &other, "not a size", format!("give {SIZE_EXPECTED}"));
-            return None;
-        }
-    };
+    let bytes = read_bytes(fields, "size_bytes")?;
     fields.errors().range("size_bytes", bytes, 1..=SIZE_BYTES_MAX);
     if !bytes.is_multiple_of(u64::from(block_bytes)) {
         let remedy = format!("use a multiple of the block size, {block_bytes} bytes");

@@ -12,11 +12,16 @@ use telemetry::state::{StateDir, StateError};
 use telemetry::{Gauge, Problem, RateLimited, Registry};
 use vhost_session::{Endpoint, SessionMetrics, SocketRole};
 
+use tiering::{Pin, VolumeId};
+
 use crate::backend::BlkBackend;
-use crate::disk::Disk;
+use crate::disk::{Disk, Seat};
 use crate::metrics::QueueMetrics;
 use crate::outage::{Outage, poison_note};
-use crate::spec::{VolumeSpec, VolumeState, VolumeView};
+use crate::spec::{Backing, NewFork, VolumeSpec, VolumeState, VolumeView};
+use crate::tier::control::{ChangeError, PoolHandle};
+use crate::tier::registry::{HeldPool, no_pool};
+use crate::tier::spec::{PinName, PoolPlace, PoolSpec};
 use crate::worker::Command;
 
 /// File in the state directory that lists the volumes.
@@ -25,6 +30,8 @@ const LIST_FILE: &str = "volumes.json";
 const LIST_VERSION: u32 = 1;
 /// Permission bits of a volume's socket when none are given.
 const SOCKET_MODE: u32 = 0o660;
+/// State of a volume that an earlier run has left and this one has not come to yet.
+const STARTING: &str = "the daemon is still starting";
 
 /// What the sessions of one volume share.
 pub struct Shared {
@@ -48,8 +55,12 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// The worker that serves queue `index`: neighbouring queues run on different ones.
+    /// The worker that serves queue `index`: neighbouring queues run on different ones, but those of a volume in a pool
+    /// beside their pool.
     pub fn worker(&self, index: u16) -> WorkerHandle<Command> {
+        if let Some(seat) = self.disk.seat() {
+            return seat.pool.worker().clone();
+        }
         self.workers[(self.first_worker + usize::from(index)) % self.workers.len()].clone()
     }
 
@@ -77,6 +88,28 @@ impl Shared {
 struct Kept {
     version: u32,
     volumes: Vec<VolumeSpec>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pools: Vec<PoolSpec>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    doomed: Vec<Doomed>,
+}
+
+/// A volume in a pool that is to be deleted: its name is gone already.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Doomed {
+    /// Name of the pool.
+    pub(crate) pool: String,
+    /// The volume's number in it.
+    pub(crate) id: u32,
+}
+
+/// What the list in the state directory is about.
+#[derive(Default)]
+pub(crate) struct Held {
+    pub(crate) volumes: BTreeMap<String, Volume>,
+    pub(crate) pools: BTreeMap<String, HeldPool>,
+    pub(crate) doomed: Vec<Doomed>,
 }
 
 /// Why the volumes of an earlier run cannot be found again.
@@ -117,7 +150,7 @@ pub struct Volumes {
     limited: Arc<RateLimited>,
     /// Empty until the volumes of an earlier run are restored.
     workers: OnceLock<Arc<[WorkerHandle<Command>]>>,
-    volumes: Mutex<BTreeMap<String, Volume>>,
+    held: Mutex<Held>,
 }
 
 impl Volumes {
@@ -125,93 +158,179 @@ impl Volumes {
     pub fn empty(state: StateDir, run_dir: PathBuf, registry: Registry) -> Volumes {
         let limited = Arc::new(RateLimited::per_minute());
         let state = Mutex::new(Some(Arc::new(state)));
-        Volumes { state, run_dir, registry, limited, workers: OnceLock::new(), volumes: Mutex::default() }
+        Volumes { state, run_dir, registry, limited, workers: OnceLock::new(), held: Mutex::default() }
     }
 
     /// Serves the volumes that the state directory lists, on `workers`. One whose data cannot be used is listed as failed
     /// and keeps no other from being served.
     pub fn restore(&self, workers: Vec<WorkerHandle<Command>>) -> Result<(), RestoreError> {
-        let mut volumes = self.lock();
+        let mut held = self.lock();
         let workers = self.workers.get_or_init(|| workers.into());
-        for spec in self.read_list()? {
-            let service = self.serve(&spec, false, &volumes, workers).map_err(Outage::first);
-            match &service {
-                Ok(_) => tracing::info!(volume = spec.name, "serving again"),
-                Err(outage) => {
-                    tracing::error!(
-                        volume = spec.name,
-                        reason = outage.reason,
-                        "this volume cannot be served"
-                    );
-                }
-            }
-            volumes.insert(spec.name.clone(), Volume { spec, service });
+        let Kept { volumes, pools, doomed, .. } = self.read_list()?;
+        for spec in volumes {
+            let service = Err(Outage::waiting(STARTING));
+            held.volumes.insert(spec.name.clone(), Volume { spec, service });
         }
+        held.doomed = doomed;
+        self.restore_pools(&mut held, pools, workers);
+        let names: Vec<String> = held.volumes.keys().cloned().collect();
+        names.iter().for_each(|name| self.try_serving(&mut held, name));
         Ok(())
     }
 
-    fn read_list(&self) -> Result<Vec<VolumeSpec>, RestoreError> {
-        let Ok(state) = self.state() else { return Ok(Vec::new()) };
-        let Some(bytes) = state.read(LIST_FILE)? else { return Ok(Vec::new()) };
+    /// Serves what is in a pool that was opened again.
+    pub(crate) fn serve_again(&self, held: &mut Held, pool: &str) {
+        self.bury(held);
+        let inside = |volume: &&Volume| matches!(&volume.spec.backing, Backing::Pool(at) if at.name == pool);
+        let names: Vec<String> =
+            held.volumes.values().filter(inside).map(|volume| volume.spec.name.clone()).collect();
+        names.iter().for_each(|name| self.try_serving(held, name));
+    }
+
+    fn try_serving(&self, held: &mut Held, name: &str) {
+        let (Some(volume), Some(workers)) = (held.volumes.get(name), self.workers.get()) else { return };
+        if volume.service.is_ok() {
+            return;
+        }
+        let spec = volume.spec.clone();
+        let service = self.serve(&spec, false, held, workers).map_err(Outage::first);
+        match &service {
+            Ok(_) => tracing::info!(volume = name, "serving again"),
+            Err(Outage { reason, .. }) => {
+                tracing::error!(volume = name, reason, "this volume cannot be served");
+            }
+        }
+        held.volumes.insert(name.to_string(), Volume { spec, service });
+    }
+
+    fn read_list(&self) -> Result<Kept, RestoreError> {
+        let nothing = Kept { version: LIST_VERSION, volumes: vec![], pools: vec![], doomed: vec![] };
+        let Ok(state) = self.state() else { return Ok(nothing) };
+        let Some(bytes) = state.read(LIST_FILE)? else { return Ok(nothing) };
         let wrong = |reason| RestoreError::List { path: state.path().join(LIST_FILE), reason };
         let kept: Kept = serde_json::from_slice(&bytes).map_err(|error| wrong(error.to_string()))?;
         if kept.version != LIST_VERSION {
             return Err(wrong(format!("its version is {}, not {LIST_VERSION}", kept.version)));
         }
-        Ok(kept.volumes)
-    }
-
-    /// Who serves queues; `None` while the daemon is starting.
-    pub(crate) fn workers(&self) -> Option<&Arc<[WorkerHandle<Command>]>> {
-        self.workers.get()
+        Ok(kept)
     }
 
     /// All volumes, by name.
     pub fn list(&self) -> Vec<VolumeView> {
-        self.lock().values().map(|volume| self.view(volume)).collect()
+        self.lock().volumes.values().map(|volume| self.view(volume)).collect()
     }
 
     /// One volume.
     pub fn show(&self, name: &str) -> Result<VolumeView, Problem> {
-        self.lock().get(name).map(|volume| self.view(volume)).ok_or_else(|| no_volume(name))
+        self.lock().volumes.get(name).map(|volume| self.view(volume)).ok_or_else(|| no_volume(name))
     }
 
     /// The block size in bytes of a volume.
     pub fn block_bytes(&self, name: &str) -> Result<u32, Problem> {
-        let volumes = self.lock();
-        let volume = volumes.get(name).ok_or_else(|| no_volume(name))?;
+        let held = self.lock();
+        let volume = held.volumes.get(name).ok_or_else(|| no_volume(name))?;
         Ok(volume.spec.block_bytes.unwrap_or(512))
+    }
+
+    /// The workers; an error while the daemon is still starting.
+    pub(crate) fn workers(&self) -> Result<&Arc<[WorkerHandle<Command>]>, Problem> {
+        self.workers.get().ok_or_else(|| {
+            Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the daemon is still starting").detail("try again")
+        })
+    }
+
+    pub(crate) fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    pub(crate) fn limited(&self) -> Arc<RateLimited> {
+        self.limited.clone()
     }
 
     /// Makes a volume and serves it.
     pub fn create(&self, mut spec: VolumeSpec) -> Result<VolumeView, Problem> {
-        let mut volumes = self.lock();
-        if volumes.contains_key(&spec.name) {
-            let title = format!("there is a volume `{}` already", spec.name);
-            return Err(Problem::conflict(title).detail("choose another name, or delete that one first"));
-        }
-        let workers = self.workers.get().ok_or_else(|| {
-            Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the daemon is still starting").detail("try again")
-        })?;
-        let service = self.serve(&spec, true, &volumes, workers)?;
+        let mut held = self.lock();
+        refuse_taken(&held, &spec.name)?;
+        self.workers()?;
+        let made = match &mut spec.backing {
+            Backing::Pool(place) => {
+                let pool = held.open_pool(&place.name)?;
+                let size_bytes = spec.size_bytes.unwrap_or_default();
+                let title = format!("the volume `{}` cannot be created", spec.name);
+                place.id = make_in_pool(&pool, size_bytes, place.pin.into())
+                    .map_err(|error| refused(title, &error, "size_bytes", &size_bytes))?
+                    .0;
+                Some(pool)
+            }
+            _ => None,
+        };
+        self.put_into_service(&mut held, spec, made)
+    }
+
+    /// Serves a new volume and keeps it in the list; with its place in a pool given back when that fails.
+    pub(crate) fn put_into_service(
+        &self,
+        held: &mut Held,
+        mut spec: VolumeSpec,
+        pool: Option<PoolHandle>,
+    ) -> Result<VolumeView, Problem> {
+        let name = spec.name.clone();
+        let place = spec.backing.place().cloned();
+        let undo = |held: &mut Held| {
+            held.doomed.extend(place.map(|place| Doomed { pool: place.name.clone(), id: place.id }));
+            self.bury(held);
+        };
+        let workers = self.workers()?;
+        let service = match self.serve(&spec, pool.is_none(), held, workers) {
+            Ok(service) => service,
+            Err(problem) => {
+                undo(held);
+                return Err(problem);
+            }
+        };
         spec.size_bytes = Some(service.shared.disk.size_bytes());
         spec.block_bytes = Some(service.shared.disk.block_bytes());
         let disk = service.shared.disk.clone();
-        let name = spec.name.clone();
-        volumes.insert(name.clone(), Volume { spec, service: Ok(service) });
-        if let Err(problem) = self.keep(&volumes) {
-            volumes.remove(&name);
+        held.volumes.insert(name.clone(), Volume { spec, service: Ok(service) });
+        if let Err(problem) = self.keep(held) {
+            held.volumes.remove(&name);
             disk.unmake();
+            undo(held);
             return Err(problem);
         }
         tracing::info!(volume = name, "created");
-        Ok(self.view(&volumes[&name]))
+        Ok(self.view(&held.volumes[&name]))
+    }
+
+    /// Makes a snapshot (not writable) or a clone of a volume in a pool, and serves it.
+    pub fn fork(&self, from: &str, fork: NewFork) -> Result<VolumeView, Problem> {
+        let mut held = self.lock();
+        refuse_taken(&held, &fork.name)?;
+        let source = held.volumes.get(from).ok_or_else(|| no_volume(from))?.spec.clone();
+        let title = format!("the volume `{from}` cannot be copied to `{}`", fork.name);
+        let Some(place) = source.backing.place() else {
+            let detail = "it is not in a pool: only those have snapshots and clones";
+            return Err(Problem::conflict(title).detail(detail));
+        };
+        let pool = held.open_pool(&place.name)?;
+        let id = pool
+            .fork(place.volume(), fork.writable)
+            .map_err(|error| Problem::conflict(title).detail(chain_of(&error)))?;
+        let backing = Backing::Pool(PoolPlace {
+            id: id.0,
+            origin: Some(from.to_string()),
+            pin: PinName::Auto,
+            ..place.clone()
+        });
+        let serial = fork.serial.clone().unwrap_or_else(|| crate::spec::default_serial(&fork.name));
+        let spec = VolumeSpec { name: fork.name, backing, read_only: !fork.writable, serial, ..source };
+        self.put_into_service(&mut held, spec, Some(pool))
     }
 
     /// Grows a volume and tells its guests.
     pub fn resize(&self, name: &str, size_bytes: u64) -> Result<VolumeView, Problem> {
-        let mut volumes = self.lock();
-        let volume = volumes.get_mut(name).ok_or_else(|| no_volume(name))?;
+        let mut held = self.lock();
+        let volume = held.volumes.get_mut(name).ok_or_else(|| no_volume(name))?;
         let title = format!("the volume `{name}` cannot be resized");
         let service = match &volume.service {
             Ok(service) => service,
@@ -219,25 +338,33 @@ impl Volumes {
                 return Err(Problem::conflict(title).detail(format!("it is not served: {}", outage.reason)));
             }
         };
-        service
-            .shared
-            .disk
-            .resize(size_bytes)
-            .map_err(|error| refused(title, &error, "size_bytes", &size_bytes))?;
+        let disk = &service.shared.disk;
+        if let Some(Seat { pool, volume }) = disk.seat().cloned()
+            && size_bytes > disk.size_bytes()
+        {
+            pool.change(move |store| store.resize_volume(volume, size_bytes))
+                .map_err(|error| refused(title.clone(), &error, "size_bytes", &size_bytes))?;
+        }
+        disk.resize(size_bytes).map_err(|error| refused(title, &error, "size_bytes", &size_bytes))?;
         volume.spec.size_bytes = Some(size_bytes);
         service.size.set(size_bytes as i64);
         let told = service.endpoint.config_changed();
         tracing::info!(volume = name, size_bytes, told, "resized");
-        self.keep(&volumes)?;
-        Ok(self.view(&volumes[name]))
+        self.keep(&held)?;
+        Ok(self.view(&held.volumes[name]))
     }
 
-    /// Stops serving a volume and forgets it. Its data stay.
+    /// Stops serving a volume and forgets it. Its data stay, but those in a pool are deleted.
     pub fn delete(&self, name: &str) -> Result<(), Problem> {
-        let mut volumes = self.lock();
-        let volume = volumes.remove(name).ok_or_else(|| no_volume(name))?;
-        if let Err(problem) = self.keep(&volumes) {
-            volumes.insert(name.to_string(), volume);
+        let mut held = self.lock();
+        let volume = held.volumes.remove(name).ok_or_else(|| no_volume(name))?;
+        let doomed = held.doomed.len();
+        let place = volume.spec.backing.place();
+        let doom = place.map(|place| Doomed { pool: place.name.clone(), id: place.id });
+        held.doomed.extend(doom);
+        if let Err(problem) = self.keep(&held) {
+            held.doomed.truncate(doomed);
+            held.volumes.insert(name.to_string(), volume);
             return Err(problem);
         }
         // Ends its sessions and waits until their queues are drained.
@@ -246,14 +373,23 @@ impl Volumes {
             tracing::warn!(volume = name, %error, "a note about a failed flush stays behind");
         }
         tracing::info!(volume = name, "deleted");
+        if held.doomed.len() > doomed {
+            self.bury(&mut held);
+            self.keep(&held)?;
+        }
         Ok(())
     }
 
-    /// Stops serving everything: queues are drained, sockets removed. The list is kept, and the state directory is free
-    /// for another daemon.
+    /// Stops serving everything: queues are drained, sockets removed, pools closed. The list is kept, and the state
+    /// directory is free for another daemon.
     pub fn close(&self) {
-        let mut volumes = self.lock();
-        volumes.clear();
+        let mut held = self.lock();
+        held.volumes.clear();
+        for pool in std::mem::take(&mut held.pools).into_values() {
+            if let Ok(handle) = pool.open {
+                handle.close();
+            }
+        }
         self.state.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 
@@ -264,14 +400,16 @@ impl Volumes {
         state.clone().ok_or_else(stopping)
     }
 
-    pub(crate) fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Volume>> {
-        self.volumes.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn keep(&self, volumes: &BTreeMap<String, Volume>) -> Result<(), Problem> {
+    pub(crate) fn keep(&self, held: &Held) -> Result<(), Problem> {
         let kept = Kept {
             version: LIST_VERSION,
-            volumes: volumes.values().map(|volume| volume.spec.clone()).collect(),
+            volumes: held.volumes.values().map(|volume| volume.spec.clone()).collect(),
+            pools: held.pools.values().map(|pool| pool.spec.clone()).collect(),
+            doomed: held.doomed.clone(),
         };
         let text = serde_json::to_vec_pretty(&kept).map_err(|error| Problem::internal(error.to_string()))?;
         self.state()?
@@ -284,18 +422,26 @@ impl Volumes {
         &self,
         spec: &VolumeSpec,
         make: bool,
-        volumes: &BTreeMap<String, Volume>,
+        held: &Held,
         workers: &Arc<[WorkerHandle<Command>]>,
     ) -> Result<Service, Problem> {
         let title = format!("the volume `{}` cannot be served", spec.name);
         let field = match &spec.backing {
-            crate::spec::Backing::Device(_) => "device",
+            Backing::Device(_) => "device",
+            Backing::Pool(_) => "pool",
             _ => "file",
         };
-        let disk =
-            Disk::open(spec, make).map_err(|error| refused(title.clone(), &error, field, &spec.backing))?;
-        disk.keep_poison_in(self.state()?, poison_note(&spec.name))
-            .map_err(|error| Problem::internal(title.clone()).detail(chain_of(&error)))?;
+        let disk = match &spec.backing {
+            // A pool knows by itself what a failed flush has lost.
+            Backing::Pool(place) => self.disk_in_pool(spec, place, held)?,
+            _ => {
+                let disk = Disk::open(spec, make)
+                    .map_err(|error| refused(title.clone(), &error, field, &spec.backing))?;
+                disk.keep_poison_in(self.state()?, poison_note(&spec.name))
+                    .map_err(|error| Problem::internal(title.clone()).detail(chain_of(&error)))?;
+                disk
+            }
+        };
         let labels = [("volume", spec.name.as_str())];
         let size = self.registry.gauge("sluice_blk_volume_bytes", "Size of the volume.", &labels);
         size.set(disk.size_bytes() as i64);
@@ -312,7 +458,7 @@ impl Volumes {
             limited: self.limited.clone(),
             registry: self.registry.clone(),
             workers: workers.clone(),
-            first_worker: volumes.values().map(|volume| usize::from(volume.spec.queues)).sum(),
+            first_worker: held.volumes.values().map(|volume| usize::from(volume.spec.queues)).sum(),
             metrics: Mutex::new((0..spec.queues).map(|_| Vec::new()).collect()),
         });
         shared.poisoned.set(disk.poisoned().is_some().into());
@@ -330,6 +476,28 @@ impl Volumes {
             refused(title, &error, "name", &spec.name)
         })?;
         Ok(Service { shared, endpoint, size })
+    }
+
+    /// A volume in a pool as the pool knows it.
+    fn disk_in_pool(&self, spec: &VolumeSpec, place: &PoolPlace, held: &Held) -> Result<Arc<Disk>, Problem> {
+        let title = format!("the volume `{}` cannot be served", spec.name);
+        let pool = held.open_pool(&place.name)?;
+        let volume = place.volume();
+        let info = pool
+            .ask(move |store| store.volumes().find(|info| info.id == volume))
+            .map_err(|gone| Problem::internal(title.clone()).detail(gone.to_string()))?;
+        let Some(info) = info else {
+            let detail = format!("the pool `{}` has no volume of the number {}", place.name, place.id);
+            return Err(Problem::conflict(title).detail(detail));
+        };
+        let smallest = pool.block_bytes();
+        if let Some(bytes) = spec.block_bytes.filter(|bytes| *bytes < smallest) {
+            let mut errors = telemetry::check::Errors::new();
+            let detail = format!("the devices of the pool have blocks of {smallest} bytes");
+            errors.add("block_size", bytes, detail, format!("use {smallest}"));
+            return Err(Problem::invalid(title, errors.list().to_vec()));
+        }
+        Ok(Disk::in_pool(spec, Seat { pool, volume }, info.size_bytes))
     }
 
     fn socket_path(&self, name: &str) -> PathBuf {
@@ -356,12 +524,40 @@ impl Volumes {
     }
 }
 
+impl Held {
+    /// The open pool of that name.
+    pub(crate) fn open_pool(&self, name: &str) -> Result<PoolHandle, Problem> {
+        let pool = self.pools.get(name).ok_or_else(|| no_pool(name))?;
+        pool.open
+            .clone()
+            .map_err(|reason| Problem::conflict(format!("the pool `{name}` is not open")).detail(reason))
+    }
+}
+
+fn refuse_taken(held: &Held, name: &str) -> Result<(), Problem> {
+    if !held.volumes.contains_key(name) {
+        return Ok(());
+    }
+    let title = format!("there is a volume `{name}` already");
+    Err(Problem::conflict(title).detail("choose another name, or delete that one first"))
+}
+
+fn make_in_pool(pool: &PoolHandle, size_bytes: u64, pin: Pin) -> Result<VolumeId, ChangeError> {
+    pool.change(move |store| {
+        let id = store.create_volume(size_bytes)?;
+        if pin != Pin::Auto {
+            store.pin_volume(id, pin)?;
+        }
+        Ok(id)
+    })
+}
+
 pub(crate) fn no_volume(name: &str) -> Problem {
     Problem::not_found(format!("there is no volume `{name}`"))
 }
 
 /// An error with its causes, for people.
-fn chain_of(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain_of(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
@@ -376,7 +572,7 @@ fn chain_of(error: &dyn std::error::Error) -> String {
 }
 
 /// What was asked does not fit the host: the request is at fault, and the message names its value.
-fn refused(
+pub(crate) fn refused(
     title: String,
     error: &dyn std::error::Error,
     field: &str,

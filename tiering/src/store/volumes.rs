@@ -334,6 +334,16 @@ impl Store {
         self.commit.firm_lsn == self.commit.last_lsn() && self.forks.is_empty()
     }
 
+    /// Number of the last record: of the change that was made last.
+    pub fn last_record(&self) -> u64 {
+        self.commit.last_lsn()
+    }
+
+    /// Records up to this one survive a power cut.
+    pub fn firm_record(&self) -> u64 {
+        self.commit.firm_lsn
+    }
+
     /// All volumes.
     pub fn volumes(&self) -> impl Iterator<Item = VolumeInfo> {
         let unseen = self.unseen();

@@ -1,11 +1,9 @@
 //! Discards and write-zeroes: one range after the other, each by the first method that the host supports.
 
-use std::sync::atomic::Ordering::Relaxed;
-
-use reactor::{Buffers, FileId, Full, Io};
+use reactor::{Buffers, FileId, Full};
 use virtq::{Chain, Queue};
 
-use super::{Failure, Serving, Stage, Step, is_transient};
+use super::{Failure, Kit, Serving, Stage, Step, is_transient};
 use crate::disk::Medium;
 use crate::helper::Job;
 use crate::request::{DiskLimits, HEADER_BYTES, RANGE_BYTES, Range, Request, Status, parse_range};
@@ -21,26 +19,27 @@ pub(super) enum Method {
     ZeroRange,
     /// Writing zeroes.
     Fill,
+    /// By the pool of the volume.
+    Pool,
 }
 
 impl Serving {
     /// Starts the current range of a discard or write-zeroes, or ends the request after the last.
-    #[allow(clippy::too_many_arguments, reason = "one call site, and a struct of them would say no more")]
     pub(super) fn next_range(
         &mut self,
         head: u16,
         file: FileId,
-        io: &mut Io,
-        chain: &mut Chain,
+        kit: &mut Kit<'_>,
         limits: &DiskLimits,
         request: Request,
         ranges: u32,
     ) -> Result<Step, Full> {
-        let token = self.token | u64::from(head);
+        let (io, chain) = (&mut *kit.io, &*kit.chain);
+        let (token, write_through) = (self.token | u64::from(head), self.writes_through());
         loop {
             let slot = &mut self.slots[usize::from(head)];
             if slot.range == ranges {
-                if slot.stage != Stage::Sync && self.session.write_through.load(Relaxed) {
+                if slot.stage != Stage::Sync && write_through {
                     io.fsync(file, true, token)?;
                     slot.stage = Stage::Sync;
                     return Ok(Step::Started);
@@ -64,18 +63,18 @@ impl Serving {
             slot.chunk = range.bytes - slot.done;
             let keep = libc::FALLOC_FL_KEEP_SIZE;
             match method {
-                Method::Discard => self.helper.send(Job::Discard {
-                    disk: self.disk.clone(),
-                    offset: range.offset,
-                    bytes: range.bytes,
-                    token,
-                }),
+                Method::Discard => {
+                    let Some(file) = self.disk.file_handle() else { return Ok(Step::Ended(Ok(()))) };
+                    let (file, offset, bytes) = (file.clone(), range.offset, range.bytes);
+                    self.helper.send(Job::Discard { file, offset, bytes, token });
+                }
                 Method::Punch => {
                     io.fallocate(file, libc::FALLOC_FL_PUNCH_HOLE | keep, range.offset, range.bytes, token)?;
                 }
                 Method::ZeroRange => {
                     io.fallocate(file, libc::FALLOC_FL_ZERO_RANGE | keep, range.offset, range.bytes, token)?;
                 }
+                Method::Pool => unreachable!("a pool's ranges are started by it"),
                 Method::Fill => {
                     let mut buffer = io.buffer().ok_or(Full)?;
                     let chunk = slot.chunk.min(io.buffer_bytes() as u64) as usize;

@@ -1,0 +1,201 @@
+//! `sluice pool`: the tiered pools of the storage daemon.
+
+use std::path::Path;
+
+use clap::Subcommand;
+use hyper::Method;
+use serde_json::{Map, Value, json};
+use telemetry::check::show_size;
+
+use crate::client::{self, RunDir};
+use crate::output::{self, Format};
+
+/// Arguments of `sluice pool`.
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Make a pool of fast and large devices
+    Create(Create),
+    /// List the pools
+    List {
+        #[command(flatten)]
+        daemon: RunDir,
+        /// How to print
+        #[arg(short, long, value_enum, default_value = "table")]
+        output: Format,
+    },
+    /// Show one pool: its devices, space, state and volumes
+    Show {
+        /// Name of the pool
+        name: String,
+        #[command(flatten)]
+        daemon: RunDir,
+        /// How to print
+        #[arg(short, long, value_enum, default_value = "table")]
+        output: Format,
+    },
+    /// Open a pool that failed, once what was missing is back
+    Open {
+        /// Name of the pool
+        name: String,
+        /// Read-only, without its hot tier, although data were only there
+        #[arg(long)]
+        degraded: bool,
+        #[command(flatten)]
+        daemon: RunDir,
+    },
+    /// Forget a pool without volumes; its devices are left alone
+    Delete {
+        /// Name of the pool
+        name: String,
+        #[command(flatten)]
+        daemon: RunDir,
+    },
+}
+
+#[derive(clap::Args)]
+struct Create {
+    /// Name of the pool
+    name: String,
+    /// A fast file or device, such as /fast/hot.img:2GiB; may be given several times
+    #[arg(long, value_name = "PATH[:SIZE]", required = true)]
+    hot: Vec<String>,
+    /// A large file or device, such as /big/cold.img:20GiB; may be given several times
+    #[arg(long, value_name = "PATH[:SIZE]", required = true)]
+    cold: Vec<String>,
+    /// Most bytes a second that moves between the tiers may take, such as 200MiB [default: no limit]
+    #[arg(long, value_name = "SIZE")]
+    migration_limit: Option<String>,
+    /// Overwrite what is on the devices
+    #[arg(long)]
+    force: bool,
+    #[command(flatten)]
+    daemon: RunDir,
+}
+
+impl Create {
+    fn body(&self) -> Value {
+        let mut body = Map::new();
+        body.insert("name".to_string(), json!(self.name));
+        for (tier, devices) in [("hot", &self.hot), ("cold", &self.cold)] {
+            // Paths count from where the command is given; the size behind them is no part of a directory's name.
+            let absolute = |text: &String| {
+                std::path::absolute(Path::new(text))
+                    .map_or_else(|_| text.clone(), |path| path.display().to_string())
+            };
+            body.insert(tier.to_string(), devices.iter().map(absolute).collect());
+        }
+        client::put_texts(&mut body, [("migration_bytes_per_s", &self.migration_limit)]);
+        if self.force {
+            body.insert("force".to_string(), json!(true));
+        }
+        Value::Object(body)
+    }
+}
+
+/// Runs the command.
+pub fn run(args: Args) -> anyhow::Result<()> {
+    match args.verb {
+        Verb::Create(create) => {
+            let made = ask(&create.daemon, Method::POST, "", Some(&create.body()))?;
+            let usage = &made["usage"];
+            let (cold, hot) = (bytes(&usage["cold_bytes"]), bytes(&usage["hot_bytes"]));
+            output::line(format_args!("{} has {cold} for data, {hot} of them hot at a time", create.name));
+            warn(&made);
+        }
+        Verb::List { daemon, output } => {
+            let pools = ask(&daemon, Method::GET, "", None)?;
+            match output {
+                Format::Json => output::json(&pools),
+                Format::Table => list(&pools),
+            }
+        }
+        Verb::Show { name, daemon, output } => {
+            let pool = ask(&daemon, Method::GET, &name, None)?;
+            match output {
+                Format::Json => output::json(&pool),
+                Format::Table => show(&pool),
+            }
+        }
+        Verb::Open { name, degraded, daemon } => {
+            let path = format!("{}/open", client::path("/v1/pools", &name));
+            let body = json!({ "degraded": degraded });
+            let pool = client::request(&daemon.admin_socket("blk"), Method::POST, &path, Some(&body))?;
+            output::line(format_args!("{name} is {}", state(&pool)));
+            warn(&pool);
+        }
+        Verb::Delete { name, daemon } => {
+            ask(&daemon, Method::DELETE, &name, None)?;
+            output::line(format_args!("{name} is forgotten; its devices are left alone"));
+        }
+    }
+    Ok(())
+}
+
+fn ask(daemon: &RunDir, method: Method, name: &str, body: Option<&Value>) -> anyhow::Result<Value> {
+    let path = if name.is_empty() { "/v1/pools".to_string() } else { client::path("/v1/pools", name) };
+    client::request(&daemon.admin_socket("blk"), method, &path, body)
+}
+
+/// Shows what to look after.
+fn warn(pool: &Value) {
+    for warning in pool["warnings"].as_array().into_iter().flatten() {
+        output::warning(output::text(warning));
+    }
+}
+
+fn state(pool: &Value) -> String {
+    match &pool["state"] {
+        Value::Object(state) => state.keys().next().cloned().unwrap_or_default().replace('_', "-"),
+        state => output::text(state),
+    }
+}
+
+fn list(pools: &Value) {
+    let rows = pools.as_array().into_iter().flatten().map(|pool| {
+        let usage = &pool["usage"];
+        let of = |free: &str, all: &str| match (usage[free].as_u64(), usage[all].as_u64()) {
+            (Some(free), Some(all)) => format!("{} of {}", show_size(all - free), show_size(all)),
+            _ => String::new(),
+        };
+        [
+            output::text(&pool["name"]),
+            state(pool),
+            of("cold_free_bytes", "cold_bytes"),
+            of("hot_free_bytes", "hot_bytes"),
+            bytes(&usage["dirty_bytes"]),
+            pool["volumes"].as_array().map_or(0, Vec::len).to_string(),
+        ]
+    });
+    output::table(["NAME", "STATE", "USED", "HOT", "DIRTY", "VOLUMES"], rows);
+}
+
+fn show(pool: &Value) {
+    let mut rows = vec![["name".to_string(), output::text(&pool["name"])]];
+    rows.push(["uuid".to_string(), output::text(&pool["uuid"])]);
+    rows.push(["state".to_string(), state(pool)]);
+    if let Some(reason) = pool["state"].as_object().and_then(|state| state.values().next()) {
+        rows.push(["reason".to_string(), output::text(&reason["reason"])]);
+    }
+    for device in pool["devices"].as_array().into_iter().flatten() {
+        let text = format!("{} {}", output::text(&device["path"]), bytes(&device["size_bytes"]));
+        rows.push([format!("{} device", output::text(&device["tier"])), text]);
+    }
+    for (key, value) in pool["usage"].as_object().into_iter().flatten() {
+        let shown = if key.ends_with("_bytes") { bytes(value) } else { output::text(value) };
+        rows.push([key.trim_end_matches("_bytes").replace('_', " "), shown]);
+    }
+    let volumes: Vec<String> = pool["volumes"].as_array().into_iter().flatten().map(output::text).collect();
+    rows.push(["volumes".to_string(), volumes.join(", ")]);
+    output::table(["", ""], rows);
+    warn(pool);
+}
+
+fn bytes(value: &Value) -> String {
+    value.as_u64().map_or_else(|| output::text(value), show_size)
+}
