@@ -14,6 +14,8 @@ pub const SUPERBLOCK_BYTES: usize = 4096;
 pub const DEVICES_MAX: usize = 16;
 /// Ranges of slots on one device at most: each growth of a device that is not the last of its tier adds one.
 pub const SEGMENTS_MAX: usize = 64;
+/// No number in a superblock comes near to this.
+const NUMBERS_END: u64 = 1 << 62;
 const MAGIC: u64 = u64::from_le_bytes(*b"SluiceT1");
 
 /// Where the last checkpoint is and where the journal goes on after it.
@@ -145,7 +147,12 @@ impl Superblock {
         let [generation, epoch, data_offset, journal_offset, journal_blocks, rest @ ..] = fields;
         let [area_offset, area_bytes, leaves_max, id, len, lsn, sequence, journal_lsn] = rest;
         let previous_crc = reader.u32()?;
-        let fits = usize::from(count) <= DEVICES_MAX && usize::from(segments) <= SEGMENTS_MAX;
+        // Counters count on from here: one near its end, or an offset there, is no real one.
+        let real = fields.iter().all(|field| *field < NUMBERS_END);
+        let fits = real
+            && journal_lsn > 0
+            && usize::from(count) <= DEVICES_MAX
+            && usize::from(segments) <= SEGMENTS_MAX;
         if !fits || index >= count || journal_blocks == 0 {
             return None;
         }
@@ -208,7 +215,7 @@ impl Superblock {
 
 fn read_member(reader: &mut Reader<'_>) -> Option<Member> {
     let uuid = Uuid::from_bytes(reader.array()?);
-    let superblocks_at = reader.u64()?;
+    let superblocks_at = reader.u64().filter(|at| *at < NUMBERS_END)?;
     let tier = match reader.u8()? {
         0 => Tier::Hot,
         1 => Tier::Cold,

@@ -8,6 +8,11 @@ use crate::journal::{HotState, Record};
 use crate::map::{LEAF_ENTRIES, Map};
 use crate::types::*;
 
+/// More forks than this were never made in one pool: entries have 30 bits for it.
+const EPOCHS_END: u32 = 1 << 29;
+/// Nor so many volumes.
+const VOLUMES_END: u32 = 1 << 31;
+
 /// A range of cold slots, as superblocks know it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ColdSlots {
@@ -42,6 +47,10 @@ impl Loading {
             }
         }
         let cold_slots = allocator.slots();
+        // Both count on from here.
+        if content.epoch >= EPOCHS_END || content.next_volume >= VOLUMES_END {
+            return None;
+        }
         let mut loading = Loading {
             map: Map::at_epoch(content.epoch),
             allocator,
@@ -119,7 +128,8 @@ impl Loading {
                     return None;
                 }
                 self.map.create(id, size_bytes);
-                self.next_volume = self.next_volume.max(id.0.checked_add(1)?);
+                self.next_volume =
+                    self.next_volume.max(id.0.checked_add(1).filter(|next| *next < VOLUMES_END)?);
             }
             Record::Resize { id, size_bytes } => {
                 let known = self.map.volume(id)?;
@@ -132,7 +142,8 @@ impl Loading {
                 if self.map.volume(to).is_some() || !self.map.fork(from, to, writable) {
                     return None;
                 }
-                self.next_volume = self.next_volume.max(to.0.checked_add(1)?);
+                self.next_volume =
+                    self.next_volume.max(to.0.checked_add(1).filter(|next| *next < VOLUMES_END)?);
             }
             Record::Delete { id } => {
                 for leaf in self.map.delete(id)? {
