@@ -96,7 +96,10 @@ impl Policy for S3Fifo {
         if let Some(slot) = full.then(|| self.victim_in_small(usable)).flatten() {
             return Some(slot);
         }
-        self.victim_in_main(usable).or_else(|| self.victim_in_small(usable))
+        // The small queue's pass may have moved the only usable slot on.
+        self.victim_in_main(usable)
+            .or_else(|| self.victim_in_small(usable))
+            .or_else(|| self.victim_in_main(usable))
     }
 
     fn grow(&mut self, slots: u32) {

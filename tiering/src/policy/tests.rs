@@ -82,6 +82,20 @@ proptest! {
 }
 
 #[test]
+fn a_slot_that_moves_on_during_the_search_is_still_found() {
+    let mut policy = S3Fifo::new(20);
+    policy.insert(0, 0);
+    policy.insert(1, 1);
+    policy.remove(1, 1, true);
+    policy.insert(1, 1);
+    for _ in 0..3 {
+        policy.hit(0);
+    }
+    // 1 is in the main queue, 0 in the small one and on its way there.
+    assert_eq!(policy.victim(&mut |slot| slot == 0), Some(0));
+}
+
+#[test]
 fn windows_grow_on_streams_and_let_long_ones_pass() {
     use window::{Decision, STREAM_WINDOW_BYTES, WINDOW_BYTES, Windows};
     let mut windows = Windows::new(4 << 20, 2048);
