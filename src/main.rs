@@ -12,6 +12,7 @@ mod pool;
 mod port;
 mod settings;
 mod switch;
+mod trace;
 mod volume;
 
 use std::process::ExitCode;
@@ -44,6 +45,8 @@ enum Noun {
     Fdb(fdb::Args),
     /// Flow entries of the switch
     Flow(flow::Args),
+    /// Tell what the switch would do with a frame, and why
+    Trace(trace::Args),
     /// Capture the frames of a port of the switch
     Capture(capture::Args),
 }
@@ -58,6 +61,7 @@ fn main() -> ExitCode {
         Noun::Port(args) => port::run(args),
         Noun::Fdb(args) => fdb::run(args),
         Noun::Flow(args) => flow::run(args),
+        Noun::Trace(args) => trace::run(args),
         Noun::Capture(args) => capture::run(args),
     };
     output::exit(result)

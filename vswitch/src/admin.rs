@@ -23,6 +23,7 @@ use crate::frame_words::FrameWords;
 use crate::openflow::{convert, flow_json};
 use crate::port_spec::{PortView, read_add};
 use crate::switch::Switch;
+use crate::trace::{Trace, read_frame, trace};
 
 #[derive(OpenApi)]
 #[openapi(info(title = "Sluice switch", description = "Ports, learned addresses and flows of the switch."))]
@@ -86,6 +87,7 @@ pub fn router(switch: Arc<Switch>) -> Router {
         .routes(routes!(fdb))
         .routes(routes!(flows))
         .routes(routes!(capture))
+        .routes(routes!(follow))
         .split_for_parts();
     router.route("/openapi.json", get(async || Json(description))).with_state(switch)
 }
@@ -100,6 +102,14 @@ struct CaptureQuery {
     filter: Option<String>,
     /// Bytes of each frame to keep.
     frame_bytes: Option<String>,
+}
+
+/// The frame to follow.
+#[derive(Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+struct TraceQuery {
+    /// Hexadecimal, or words such as `tcp 10.0.0.1:1->10.0.0.2:80 vlan 10`.
+    frame: String,
 }
 
 /// Runs what blocks on files and workers beside the threads that serve requests.
@@ -227,4 +237,23 @@ async fn capture(
     switch.bridge().barrier().await;
     let body = Body::new(capture);
     Ok(([(header::CONTENT_TYPE, "application/octet-stream")], body))
+}
+
+/// What would become of a frame that comes in by a port, table by table. Nothing is sent, learned or counted.
+#[utoipa::path(get, path = "/v1/ports/{name}/trace", params(("name" = String, Path), TraceQuery), responses(
+    (status = 200, body = Trace),
+    (status = 400, body = Problem),
+    (status = 404, body = Problem),
+))]
+async fn follow(
+    State(switch): State<Arc<Switch>>,
+    Path(name): Path<String>,
+    Query(query): Query<TraceQuery>,
+) -> Result<Json<Trace>, Problem> {
+    let mut errors = Errors::new();
+    let frame = read_frame(&query.frame, &mut errors).unwrap_or_default();
+    errors.into_result("the frame cannot be followed", ())?;
+    let port = blocking(switch.clone(), move |switch| switch.show(&name)).await??.spec;
+    let number = crate::model::PortNo(port.ofport.unwrap_or(0));
+    Ok(Json(trace(switch.bridge(), number, &frame)))
 }

@@ -487,6 +487,12 @@ impl Bridge {
         self.data_path.publish(snapshot);
     }
 
+    /// The latest snapshot: what workers decide by, or soon do.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        let state = self.lock();
+        state.retired.last().cloned().unwrap_or_else(|| Arc::new(Snapshot::initial(self.data_path.workers())))
+    }
+
     /// The number of the latest snapshot.
     pub fn epoch(&self) -> u64 {
         self.lock().epoch

@@ -75,6 +75,8 @@ struct Walk {
 /// One worker's view of the switch: its snapshot, its cache of decisions, the shared forwarding database.
 pub struct Forwarder {
     worker: usize,
+    /// Whether it leaves no trace of what it does.
+    observes: bool,
     snapshot: Arc<Snapshot>,
     fdb: Arc<Fdb>,
     cache: FlowCache,
@@ -150,6 +152,7 @@ impl Forwarder {
         let table_stats = snapshot.tables.stats().clone();
         let mut forwarder = Forwarder {
             worker,
+            observes: false,
             snapshot: snapshot.clone(),
             fdb,
             cache: FlowCache::new(worker, seed, LINES_MAX),
@@ -162,6 +165,11 @@ impl Forwarder {
         };
         forwarder.apply(snapshot);
         forwarder
+    }
+
+    /// A forwarder that only shows what would become of packets: it learns no addresses.
+    pub fn observer(snapshot: Arc<Snapshot>, fdb: Arc<Fdb>) -> Forwarder {
+        Forwarder { observes: true, ..Forwarder::new(0, snapshot, fdb, 0) }
     }
 
     /// Number of the worker.
@@ -367,14 +375,18 @@ impl Forwarder {
             live.map_or(0..0, |live| live.buckets(|| packet::parse(header.bytes(), walk.in_port.0)));
         if let Some(live) = live {
             let bytes = egress.frame_bytes(header) as u64;
-            live.group.stats.cell(self.worker).add(1, bytes, walk.now_ms);
+            if !self.observes {
+                live.group.stats.cell(self.worker).add(1, bytes, walk.now_ms);
+            }
             for bucket in buckets.clone() {
                 // Empty buckets cost a step too.
                 walk.steps_left = walk.steps_left.saturating_sub(1);
                 if walk.steps_left == 0 {
                     return egress.dropped(DropReason::NoActions);
                 }
-                live.group.bucket_stats[bucket].cell(self.worker).add(1, bytes, walk.now_ms);
+                if !self.observes {
+                    live.group.bucket_stats[bucket].cell(self.worker).add(1, bytes, walk.now_ms);
+                }
                 self.bucket(&live.group.ops[bucket], walk, header, egress);
             }
         }
@@ -423,7 +435,7 @@ impl Forwarder {
     #[cold]
     fn meter(&self, id: u32, header: &mut Header, now_ms: u64, egress: &mut impl Egress) -> bool {
         // A meter that is gone has taken its flows along.
-        let Some(meter) = self.snapshot.tables.meters.get(id) else { return true };
+        let Some(meter) = self.snapshot.tables.meters.get(id).filter(|_| !self.observes) else { return true };
         match meter.take(self.worker, egress.frame_bytes(header), now_ms) {
             Metered::Pass => {}
             Metered::Remark(level) => {
@@ -538,7 +550,8 @@ impl Forwarder {
         let Some(vid) = self.vlan(in_port, header) else {
             return egress.dropped(DropReason::VlanNotAllowed);
         };
-        if in_port.is_physical() && self.recent.learned.get() != Some((vid, src, in_port)) {
+        let known = self.recent.learned.get() == Some((vid, src, in_port));
+        if in_port.is_physical() && !self.observes && !known {
             self.fdb.learn(vid, src, in_port, (now_ms / 1000) as u32);
             self.recent.forget();
             self.recent.learned.set(Some((vid, src, in_port)));

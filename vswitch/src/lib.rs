@@ -31,5 +31,6 @@ pub mod port_spec;
 pub mod ports;
 pub mod switch;
 pub mod tables;
+pub mod trace;
 mod trie;
 mod worker;

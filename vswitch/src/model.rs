@@ -262,6 +262,35 @@ impl DropReason {
         DropReason::NoLiveBucket,
     ];
 
+    /// The reason in words.
+    pub const fn words(self) -> &'static str {
+        match self {
+            DropReason::TooShort => "shorter than an Ethernet header",
+            DropReason::TableMiss => "no flow matched and the table has no miss entry",
+            DropReason::NoActions => "the matching flow has no output",
+            DropReason::NoSuchPort => "the output port does not exist",
+            DropReason::LinkDown => "the output port has no peer or no carrier",
+            DropReason::PortBlocked => {
+                "a controller switched receiving, sending or packet-ins of the port off (port-mod)"
+            }
+            DropReason::IngressPort => "the only target was the ingress port itself",
+            DropReason::VlanNotAllowed => "the VLAN is not a member of the ingress port",
+            DropReason::NoOtherPort => "NORMAL or FLOOD found no other port in the VLAN",
+            DropReason::LinkLocal => {
+                "the destination is a link-local bridge address (01:80:c2:00:00:0x), which bridges do not forward"
+            }
+            DropReason::NoHeadroom => "an edit found no room, for example too many pushed tags",
+            DropReason::TtlExpired => "the TTL or hop limit ran out",
+            DropReason::PacketInLimit => "the controller's share of packet-ins is used up",
+            DropReason::TooLong => "larger than the target's MTU and not segmentable",
+            DropReason::RingFull => "the target's ring has no free buffer",
+            DropReason::BufferTooSmall => "the target's buffers are too small for the packet",
+            DropReason::BadHeader => "the sender's virtio header is malformed",
+            DropReason::Metered => "above the rate of a meter",
+            DropReason::NoLiveBucket => "no bucket of the group is live",
+        }
+    }
+
     /// The label in metrics.
     pub const fn name(self) -> &'static str {
         match self {

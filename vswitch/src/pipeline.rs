@@ -1,8 +1,10 @@
 //! The decision: a pure function of tables and key.
 
+use std::sync::Arc;
+
 use packet::{FlowKey, field};
 
-use crate::flow::{Action, ActionSet, FlowStats};
+use crate::flow::{Action, ActionSet, Flow, FlowStats};
 use crate::model::{DropReason, Op, PacketInReason, PortNo, Target, Verdict};
 use crate::tables::{TABLES, Tables};
 
@@ -23,11 +25,37 @@ pub struct Decision {
     pub looked_up: u64,
     /// Bit `t`: a flow of table `t` matched.
     pub hit: u64,
+    /// The tables that were asked, for who wants to know why (`Some` before the decision); workers do not.
+    pub visits: Option<Vec<Visit>>,
     action_set: ActionSet,
 }
 
+/// A table that was asked.
+#[derive(Clone, Debug)]
+pub struct Visit {
+    /// The table.
+    pub table: u8,
+    /// The packet as it was then.
+    pub key: FlowKey,
+    /// The flow that matched.
+    pub flow: Option<Arc<Flow>>,
+}
+
 impl Decision {
+    /// One that notes which tables were asked.
+    pub fn explained() -> Decision {
+        Decision { visits: Some(Vec::new()), ..Decision::default() }
+    }
+
+    /// Whether MAC learning has a say in where the packet goes.
+    pub fn uses_learning(&self) -> bool {
+        self.ops.iter().any(|op| matches!(op, Op::Output(Target::Normal | Target::Flood)))
+    }
+
     fn clear(&mut self) {
+        if let Some(visits) = &mut self.visits {
+            visits.clear();
+        }
         self.ops.clear();
         self.matched.clear();
         self.action_set.clear();
@@ -90,7 +118,11 @@ fn run(tables: &Tables, mut key: FlowKey, decision: &mut Decision) {
     let mut origin = Origin { reason: PacketInReason::Action, table: 0, cookie: u64::MAX };
     while let Some(table) = tables.table(number) {
         decision.looked_up |= 1 << number;
-        let Some(flow) = table.lookup(&key) else {
+        let found = table.lookup(&key);
+        if let Some(visits) = &mut decision.visits {
+            visits.push(Visit { table: number, key, flow: found.cloned() });
+        }
+        let Some(flow) = found else {
             if number == 0 && tables.normal_on_miss() {
                 decision.ops.push(Op::Output(Target::Normal));
             }

@@ -34,7 +34,7 @@ use crate::bridge::Bridge;
 use crate::config::OpenFlowAddress;
 use crate::model::PacketInReceiver;
 
-pub use text::{flow_json, flow_text};
+pub use text::{flow_json, flow_text, match_parts, rule_text};
 
 /// How an [`Agent`] is set up.
 #[derive(Clone, Debug)]

@@ -33,7 +33,7 @@ pub fn flow_text(flow: &Flow, now_ms: u64) -> String {
 }
 
 /// Priority, match and actions: what a flow is, without what it counted.
-fn rule_text(stats: &FlowStats) -> String {
+pub fn rule_text(stats: &FlowStats) -> String {
     let mut parts = Vec::new();
     if stats.priority != PRIORITY_DEFAULT {
         parts.push(format!("priority={}", stats.priority));

@@ -11,3 +11,4 @@ mod packets;
 mod regressions;
 mod sessions;
 mod tls;
+mod trace;
