@@ -1,20 +1,11 @@
 //! Open vSwitch's userspace datapath in a network namespace of its own, with hosts in namespaces around it.
 
-use std::fs::File;
-use std::io::IoSliceMut;
-use std::net::{Ipv4Addr, SocketAddrV4};
-use std::os::fd::AsRawFd as _;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::process::Command;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use nix::sched::{CloneFlags, setns};
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, recvmsg, sendto, setsockopt,
-    socket, sockopt,
-};
-use nix::sys::time::{TimeVal, TimeValLike as _};
+use xtask::lab::netns;
 use xtask::lab::process::{Lifetime, Process};
 use xtask::paths::find_program;
 
@@ -32,15 +23,8 @@ fn run(program: &str, args: &[&str]) -> Result<String, String> {
     }
 }
 
-fn ip(args: &str) {
-    run("ip", &args.split(' ').collect::<Vec<_>>()).expect("network namespaces need root and iproute2");
-}
-
-/// A network namespace; gone with the value.
-pub struct Namespace {
-    /// Its name.
-    pub name: String,
-}
+/// A network namespace of the laboratory; gone with the value. What goes wrong with it is a panic.
+pub struct Namespace(netns::Namespace);
 
 impl Namespace {
     /// A new namespace with its loopback up.
@@ -48,19 +32,7 @@ impl Namespace {
     /// # Panics
     /// Without root or iproute2.
     pub fn new(what: &str) -> Namespace {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("t{}-{number}-{what}", std::process::id());
-        ip(&format!("netns add {name}"));
-        let namespace = Namespace { name };
-        namespace.enter(|| {
-            for which in ["all", "default"] {
-                // Nobody but the tests speaks. A kernel without IPv6 has nothing to say anyway.
-                let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{which}/disable_ipv6"), "1");
-            }
-        });
-        ip(&format!("-n {} link set lo up", namespace.name));
-        namespace
+        Namespace(netns::Namespace::new(what).expect("root, and iproute2"))
     }
 
     /// Runs `work` in the namespace, on a thread of its own.
@@ -68,37 +40,17 @@ impl Namespace {
     /// # Panics
     /// When `work` does.
     pub fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        std::thread::scope(|scope| {
-            let inside = scope.spawn(|| {
-                let file = File::open(format!("/run/netns/{}", self.name)).expect("the namespace is there");
-                setns(file, CloneFlags::CLONE_NEWNET).expect("root may enter a namespace");
-                work()
-            });
-            inside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        })
+        self.0.enter(work).expect("root may enter a namespace")
     }
 
     /// A command that runs in the namespace.
     pub fn command(&self, program: &str) -> Command {
-        let mut command = Command::new("ip");
-        command.args(["netns", "exec", &self.name, program]);
-        command
-    }
-}
-
-impl Drop for Namespace {
-    fn drop(&mut self) {
-        // What is left shows in `ip netns list`; there is nobody to tell here.
-        let _ = run("ip", &["netns", "delete", &self.name]);
+        self.0.command(program)
     }
 }
 
 /// A host with one Ethernet interface.
-pub struct Host {
-    namespace: Namespace,
-    /// Its address.
-    pub address: Ipv4Addr,
-}
+pub struct Host(netns::Host);
 
 impl Host {
     /// Whether `to` answers one of three echo requests within `patience`.
@@ -106,50 +58,8 @@ impl Host {
     /// # Panics
     /// Without root.
     pub fn pings(&self, to: &Host, patience: Duration) -> bool {
-        let address = to.address;
-        self.namespace.enter(move || ping(address, patience))
+        self.0.pings(&to.0, patience).expect("raw sockets need root")
     }
-}
-
-/// The checksum of RFC 1071.
-fn checksum(bytes: &[u8]) -> u16 {
-    let sum: u32 = bytes.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
-    let folded = (sum & 0xffff) + (sum >> 16);
-    !((folded & 0xffff) + (folded >> 16)) as u16
-}
-
-fn ping(to: Ipv4Addr, patience: Duration) -> bool {
-    static NEXT: AtomicU32 = AtomicU32::new(1);
-    let id = (NEXT.fetch_add(1, Ordering::Relaxed) as u16).to_be_bytes();
-    let raw = socket(AddressFamily::Inet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::Icmp);
-    let raw = raw.expect("raw sockets need root");
-    let target = SockaddrIn::from(SocketAddrV4::new(to, 0));
-    let turn = patience / 3;
-    let wait = TimeVal::microseconds(turn.as_micros() as i64);
-    setsockopt(&raw, sockopt::ReceiveTimeout, &wait).expect("a socket has a time-out");
-    for sequence in 0..3u8 {
-        let mut request = [8, 0, 0, 0, id[0], id[1], 0, sequence];
-        let sum = checksum(&request).to_be_bytes();
-        request[2..4].copy_from_slice(&sum);
-        // An address that does not resolve is told here for an earlier request.
-        if sendto(raw.as_raw_fd(), &request, &target, MsgFlags::empty()).is_err() {
-            continue;
-        }
-        let until = Instant::now() + turn;
-        while Instant::now() < until {
-            let mut buffer = [0; 256];
-            let mut parts = [IoSliceMut::new(&mut buffer)];
-            let count = match recvmsg::<SockaddrIn>(raw.as_raw_fd(), &mut parts, None, MsgFlags::empty()) {
-                Ok(message) => message.bytes,
-                Err(_) => break,
-            };
-            // An IP header without options, an echo reply with our id.
-            if count >= 28 && buffer[20] == 0 && buffer[24..26] == id && buffer[12..16] == to.octets() {
-                return true;
-            }
-        }
-    }
-    false
 }
 
 /// A private Open vSwitch: database, daemon, and its namespace.
@@ -282,14 +192,9 @@ impl Ovs {
     /// # Panics
     /// It cannot be made.
     pub fn add_host(&self, bridge: &str, port: &str, number: u32, address: Ipv4Addr) -> Host {
-        let namespace = Namespace::new(port);
-        let (inside, outside) = (&namespace.name, &self.namespace.name);
-        ip(&format!("-n {outside} link add name {port} type veth peer name eth0 netns {inside}"));
-        ip(&format!("-n {outside} link set dev {port} up"));
-        ip(&format!("-n {inside} addr add {address}/24 dev eth0"));
-        ip(&format!("-n {inside} link set eth0 up"));
+        let host = netns::Host::new(&self.namespace.0, port, address).expect("root, and iproute2");
         let number = format!("ofport_request={number}");
         self.vsctl(&["add-port", bridge, port, "--", "set", "interface", port, &number]);
-        Host { namespace, address }
+        Host(host)
     }
 }

@@ -1,4 +1,4 @@
-//! Chores of the project: `cargo xtask demo`, `cargo xtask test`.
+//! Chores of the project: `cargo xtask demo`, `cargo xtask test`, `cargo xtask judge`.
 #![forbid(unsafe_code)]
 #![allow(
     clippy::print_stdout,
@@ -75,6 +75,8 @@ enum Judges {
         #[arg(long, hide = true)]
         inside: Option<std::path::PathBuf>,
     },
+    /// Controllers by others drive the switch: Faucet and Gauge, os-ken, ovs-testcontroller
+    Controllers,
 }
 
 fn main() -> ExitCode {
@@ -128,6 +130,12 @@ fn run(chore: Chore) -> anyhow::Result<bool> {
                 println!("the runs differ");
             }
             return Ok(same && reports.iter().all(|report| report.total().0 == report.total().1));
+        }
+        Chore::Judge { judge: Judges::Controllers } => {
+            let report = judge::controllers::run(&progress)?;
+            progress.finish();
+            println!("{report}");
+            return Ok(report.passed());
         }
         Chore::Setup => {
             setup::run(&progress)?;

@@ -175,7 +175,8 @@ pub fn apt_get() -> Command {
     command
 }
 
-fn run_logged(command: &mut Command, log: &Path) -> anyhow::Result<()> {
+/// Runs a command with its output appended to `log`; its error ends with what it said.
+pub fn run_logged(command: &mut Command, log: &Path) -> anyhow::Result<()> {
     let out = fs::File::options().append(true).open(log)?;
     let errors = out.try_clone()?;
     let status = command.stdin(Stdio::null()).stdout(out).stderr(errors).status();

@@ -8,7 +8,9 @@
 //!
 //! Everything runs in a network namespace of its own that ends with it.
 
+pub mod controllers;
 mod ovs;
+mod python;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -106,30 +108,7 @@ pub fn ryu(order: &Order, progress: &Progress) -> anyhow::Result<Vec<Report>> {
 /// # Errors
 /// The package index or the distribution's packages cannot be reached.
 pub fn install(progress: &Progress) -> anyhow::Result<PathBuf> {
-    let venv = paths::target().join("judge").join("venv");
-    let done = venv.join(PACKAGE);
-    let python = venv.join("bin/python");
-    if done.exists() {
-        return Ok(python);
-    }
-    progress.note(&format!("installing {PACKAGE} under {}", venv.display()));
-    let log = paths::target().join("judge").join("venv.log");
-    fs::create_dir_all(&venv)?;
-    let run = |command: &mut Command| -> anyhow::Result<()> {
-        let out = fs::File::options().create(true).append(true).open(&log)?;
-        let status = command.stdout(out.try_clone()?).stderr(out).status()?;
-        ensure!(status.success(), "{command:?} failed, see {}", log.display());
-        Ok(())
-    };
-    let make = || run(Command::new("python3").arg("-m").arg("venv").arg(&venv));
-    if make().is_err() {
-        // Debian's Python leaves this part of it out.
-        run(setup::apt_get().args(["install", "--no-install-recommends", "python3-venv"]))?;
-        make()?;
-    }
-    run(Command::new(&python).args(["-m", "pip", "install", "--quiet", PACKAGE]))?;
-    fs::write(done, "")?;
-    Ok(python)
+    Ok(python::environment("tester", &[PACKAGE], progress)?.join("python"))
 }
 
 /// Runs ourselves again in a namespace without any network but its own.

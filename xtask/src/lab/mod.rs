@@ -3,6 +3,7 @@
 pub mod daemons;
 pub mod guest;
 pub mod http;
+pub mod netns;
 pub mod process;
 pub mod qemu;
 pub mod qmp;
