@@ -76,6 +76,7 @@ impl Options {
             openflow: openflow.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 6653))),
             rest: rest.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 8080))),
             metrics,
+            options: sdn_controller::controller::Options::default(),
         })
     }
 }

@@ -98,6 +98,20 @@ impl Addresses {
         self.places.get(&(vlan, mac)).map(|place| place.port)
     }
 
+    /// The addresses at one port of a VLAN.
+    pub fn at(&self, vlan: u16, port: PortNo) -> Vec<MacAddr> {
+        let here = |((of, mac), place): (&(u16, MacAddr), &Place)| {
+            (*of == vlan && place.port == port).then_some(*mac)
+        };
+        self.places.iter().filter_map(here).collect()
+    }
+
+    /// Every address with its VLAN, its port, and how long ago it was learned.
+    pub fn list(&self, now: Instant) -> Vec<(u16, MacAddr, PortNo, Duration)> {
+        let age = |place: &Place| now.saturating_duration_since(place.learned);
+        self.places.iter().map(|((vlan, mac), place)| (*vlan, *mac, place.port, age(place))).collect()
+    }
+
     /// Forgets one address.
     pub fn forget(&mut self, vlan: u16, mac: MacAddr) {
         if let Some(place) = self.places.remove(&(vlan, mac)) {

@@ -1,21 +1,25 @@
 //! The controller: the desired state, its store, and the switches in session.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
-use ofp::{Desc, SwitchFeatures};
+use ofp::{Body, Desc, MacAddr, PortNo, SwitchFeatures};
+use serde_json::{Value, json};
 use telemetry::RateLimited;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::datapath::{Refusal, Status};
-use crate::flow_json::FlowSpec;
+use crate::auth::Identity;
+use crate::datapath::{Answer, AskError, Foreign, Happening, Refusal, Status};
+use crate::edit::{self, Edit, Preview, SwitchPreview};
+use crate::events::{Events, now_ms};
+use crate::layout::Layout;
 use crate::metrics::Metrics;
-use crate::model::{Conflict, Desired, Dpid, Network};
+use crate::model::{Conflict, Desired, Dpid, Item, Subject, VlanRange};
 use crate::plan::Owner;
 use crate::session::Command;
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, Write};
 
 /// How long a request waits for a switch before it is answered that the change is pending.
 const APPLY_PATIENCE: Duration = Duration::from_secs(5);
@@ -39,6 +43,24 @@ pub struct SwitchEntry {
 }
 
 impl SwitchEntry {
+    /// Asks the switch something, or tells it, and waits for its answer.
+    ///
+    /// # Errors
+    /// It refuses, does not answer, or goes away.
+    pub async fn ask(&self, bodies: Vec<Body>) -> Answer {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(Command::Ask { bodies, reply }).await.map_err(|_| AskError::Gone)?;
+        answer.await.map_err(|_| AskError::Gone)?
+    }
+
+    /// The addresses learned on the switch: VLAN, address, port, and how long ago.
+    pub async fn addresses(&self) -> Vec<(u16, MacAddr, PortNo, Duration)> {
+        let (reply, answer) = oneshot::channel();
+        // A switch that went away knows none.
+        let _ = self.commands.send(Command::Addresses(reply)).await;
+        answer.await.unwrap_or_default()
+    }
+
     /// What is known of it now.
     pub fn status(&self) -> Arc<Status> {
         lock(&self.status).clone()
@@ -57,6 +79,22 @@ impl Seat {
         *lock(&self.entry.status) = status;
     }
 
+    /// Tells everybody what happened on the switch.
+    pub fn tell(&self, happening: Happening) {
+        let dpid = self.entry.dpid;
+        let (kind, value) = match happening {
+            Happening::Port { port, name, up } => {
+                let state = up.map_or("gone", |up| if up { "up" } else { "down" });
+                ("port", json!({"dpid": dpid, "port": port.0, "name": name, "state": state}))
+            }
+            Happening::Moved { vlan, mac, from, to } => {
+                let mac = mac.to_string();
+                ("moved", json!({"dpid": dpid, "vlan": vlan, "mac": mac, "from": from.0, "to": to.0}))
+            }
+        };
+        self.controller.events.tell(kind, None, value);
+    }
+
     /// What was published last.
     pub fn status(&self) -> Arc<Status> {
         self.entry.status()
@@ -68,6 +106,9 @@ impl Drop for Seat {
         let mut sessions = lock(&self.controller.sessions);
         if sessions.get(&self.entry.dpid).is_some_and(|entry| Arc::ptr_eq(entry, &self.entry)) {
             sessions.remove(&self.entry.dpid);
+            drop(sessions);
+            let gone = json!({"dpid": self.entry.dpid, "connected": false});
+            self.controller.events.tell("switch", None, gone);
         }
         self.controller.metrics.sessions.add(-1);
     }
@@ -93,6 +134,9 @@ pub enum ChangeError {
     /// It contradicts what is there.
     #[error("it contradicts what is there")]
     Conflicts(Vec<Conflict>),
+    /// Somebody else changed it since.
+    #[error("{0} is not as the request expects it")]
+    Precondition(Subject),
     /// A switch refused a rule of it; the state is as before.
     #[error("a switch refused it")]
     Refused(BTreeMap<Dpid, Vec<Refusal>>),
@@ -101,14 +145,32 @@ pub enum ChangeError {
     Store(#[from] StoreError),
 }
 
+/// What the controller is told when it starts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Options {
+    /// VLAN ids to choose from.
+    pub vlans: VlanRange,
+    /// What to do with flow entries that are not ours.
+    pub foreign: Foreign,
+}
+
+/// What is wanted, as a whole and for each switch.
+#[derive(Clone, Default)]
+struct State {
+    desired: Arc<Desired>,
+    layout: Arc<Layout>,
+}
+
 /// The controller.
 pub struct Controller {
-    desired: RwLock<Arc<Desired>>,
+    state: RwLock<State>,
     // Held over check, store and publication: one change at a time, but never while a switch is waited for.
     store: tokio::sync::Mutex<Arc<Store>>,
     sessions: Mutex<HashMap<Dpid, Arc<SwitchEntry>>>,
+    events: Events,
     metrics: Arc<Metrics>,
     limited: RateLimited,
+    options: Options,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -116,36 +178,48 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// One thing the operator can change.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Subject {
-    /// A network, by name.
-    Network(String),
-    /// A static flow, by switch and id.
-    Flow(Dpid, String),
-}
-
-#[derive(Clone, PartialEq, Debug)]
-enum Wish {
-    Network(Option<Network>),
-    Flow(Option<FlowSpec>),
+/// A change that is stored and published.
+struct Exchanged {
+    /// What was there before.
+    before: Vec<(Subject, Option<Item>)>,
+    /// What is there now.
+    after: Vec<(Subject, Option<Item>)>,
+    /// The switches it concerns.
+    concerned: BTreeSet<Dpid>,
 }
 
 impl Controller {
     /// A controller with the state that was stored.
-    pub fn new(store: Store, desired: Desired, metrics: Metrics) -> Arc<Controller> {
+    pub fn new(store: Store, desired: Desired, metrics: Metrics, options: Options) -> Arc<Controller> {
+        let layout = Arc::new(Layout::new(&desired, &Layout::default()));
         Arc::new(Controller {
-            desired: RwLock::new(Arc::new(desired)),
+            state: RwLock::new(State { desired: Arc::new(desired), layout }),
             store: tokio::sync::Mutex::new(Arc::new(store)),
             sessions: Mutex::default(),
+            events: Events::default(),
             metrics: Arc::new(metrics),
             limited: RateLimited::per_minute(),
+            options,
         })
+    }
+
+    fn state(&self) -> State {
+        self.state.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// What the operator wants.
     pub fn desired(&self) -> Arc<Desired> {
-        self.desired.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.state().desired
+    }
+
+    /// The same for each switch.
+    pub fn layout(&self) -> Arc<Layout> {
+        self.state().layout
+    }
+
+    /// The options of this controller.
+    pub fn options(&self) -> Options {
+        self.options
     }
 
     /// The counters.
@@ -153,9 +227,19 @@ impl Controller {
         &self.metrics
     }
 
+    /// What happens.
+    pub fn events(&self) -> &Events {
+        &self.events
+    }
+
     /// The brake for log lines that a switch could repeat.
     pub fn limited(&self) -> &RateLimited {
         &self.limited
+    }
+
+    /// The store, for what is not desired state.
+    pub async fn store(&self) -> Arc<Store> {
+        self.store.lock().await.clone()
     }
 
     /// A switch in session.
@@ -189,6 +273,8 @@ impl Controller {
                     None => {
                         sessions.insert(dpid, entry.clone());
                         self.metrics.sessions.add(1);
+                        drop(sessions);
+                        self.events.tell("switch", None, json!({"dpid": dpid, "connected": true}));
                         return Ok(Seat { entry, controller: self.clone() });
                     }
                 }
@@ -208,35 +294,14 @@ impl Controller {
         }
     }
 
-    /// Makes `network` the network `name`, or deletes it, and waits a while for its switches.
+    /// Makes a change, and waits a while for the switches that it concerns. What a switch refuses is not made at all.
     ///
     /// # Errors
-    /// It contradicts another network, a switch refuses a rule of it, or it cannot be stored.
-    pub async fn set_network(
-        &self,
-        name: &str,
-        network: Option<Network>,
-    ) -> Result<BTreeMap<Dpid, Progress>, ChangeError> {
-        self.set(&Subject::Network(name.to_owned()), Wish::Network(network)).await
-    }
-
-    /// Makes `flow` the flow `id` of a switch, or deletes it, and waits a while for the switch.
-    ///
-    /// # Errors
-    /// It contradicts another flow, the switch refuses it, or it cannot be stored.
-    pub async fn set_flow(
-        &self,
-        dpid: Dpid,
-        id: &str,
-        flow: Option<FlowSpec>,
-    ) -> Result<Progress, ChangeError> {
-        let progress = self.set(&Subject::Flow(dpid, id.to_owned()), Wish::Flow(flow)).await?;
-        Ok(progress.into_values().next().unwrap_or(Progress::Applied))
-    }
-
-    async fn set(&self, subject: &Subject, wish: Wish) -> Result<BTreeMap<Dpid, Progress>, ChangeError> {
-        let (before, affected) = self.exchange(subject, None, wish.clone()).await?;
-        let progress = self.apply(subject, &affected).await;
+    /// It contradicts what is there, a switch refuses a rule of it, or it cannot be stored.
+    pub async fn change(&self, who: &Identity, edit: &Edit) -> Result<BTreeMap<Dpid, Progress>, ChangeError> {
+        let done = self.exchange(who, edit, None).await?;
+        let subjects: Vec<Subject> = done.after.iter().map(|(subject, _)| subject.clone()).collect();
+        let progress = self.apply(&subjects, &done.concerned).await;
         let refused: BTreeMap<Dpid, Vec<Refusal>> = progress
             .iter()
             .filter_map(|(dpid, progress)| match progress {
@@ -247,84 +312,122 @@ impl Controller {
         if refused.is_empty() {
             return Ok(progress);
         }
-        if before != wish {
+        if done.before != done.after {
             // Back to what was there, unless somebody changed it meanwhile.
-            self.exchange(subject, Some(&wish), before).await?;
-            self.apply(subject, &affected).await;
+            let back = Edit::new(done.before);
+            self.exchange(&Identity::controller(), &back, Some(&done.after)).await?;
+            self.apply(&subjects, &done.concerned).await;
         }
         Err(ChangeError::Refused(refused))
     }
 
-    /// Stores and publishes `wish`; returns what was wanted before and the switches it concerns. With `only_if`,
-    /// nothing is done unless that is what is wanted now.
+    /// What `edit` would make of what is wanted, with everything chosen that was left to the controller.
+    fn wanted_after(&self, desired: &Desired, edit: &Edit) -> Result<Desired, ChangeError> {
+        let mut after = desired.clone();
+        for (subject, item) in &edit.sets {
+            after.set(subject, item.clone(), None);
+        }
+        after
+            .complete(desired, self.options.vlans)
+            .map_err(|conflict| ChangeError::Conflicts(vec![conflict]))?;
+        let conflicts = after.conflicts();
+        if conflicts.is_empty() { Ok(after) } else { Err(ChangeError::Conflicts(conflicts)) }
+    }
+
+    /// Stores and publishes. With `only_if`, nothing is done unless that is what is wanted now.
     async fn exchange(
         &self,
-        subject: &Subject,
-        only_if: Option<&Wish>,
-        wish: Wish,
-    ) -> Result<(Wish, Vec<Dpid>), ChangeError> {
+        who: &Identity,
+        edit: &Edit,
+        only_if: Option<&[(Subject, Option<Item>)]>,
+    ) -> Result<Exchanged, ChangeError> {
         let store = self.store.lock().await;
-        let mut desired = Desired::clone(&self.desired());
-        let before = match subject {
-            Subject::Network(name) => Wish::Network(desired.networks.get(name).cloned()),
-            Subject::Flow(dpid, id) => Wish::Flow(desired.flows.get(&(*dpid, id.clone())).cloned()),
+        let State { desired, layout } = self.state();
+        edit.check(&desired)?;
+        let items = |of: &Desired| -> Vec<(Subject, Option<Item>)> {
+            let item = |subject: &Subject| (subject.clone(), of.get(subject).map(|(_, item)| item));
+            edit.sets.iter().map(|(subject, _)| item(subject)).collect()
         };
-        let of_network = |wish: &Wish| match wish {
-            Wish::Network(Some(network)) => network.switches(),
-            _ => Default::default(),
+        let before = items(&desired);
+        let concerned = |layout: &Layout| -> BTreeSet<Dpid> {
+            edit.sets.iter().flat_map(|(subject, _)| layout.switches_of(subject)).collect()
         };
-        let affected = match subject {
-            Subject::Network(_) => of_network(&before).union(&of_network(&wish)).copied().collect(),
-            Subject::Flow(dpid, _) => vec![*dpid],
-        };
-        if before == wish || only_if.is_some_and(|expected| *expected != before) {
-            return Ok((before, affected));
+        if only_if.is_some_and(|expected| *expected != before) {
+            return Ok(Exchanged { after: before.clone(), before, concerned: concerned(&layout) });
         }
-        let conflicts = match (subject, &wish) {
-            (Subject::Network(name), Wish::Network(Some(network))) => {
-                desired.network_conflicts(name, network)
+        let wanted = self.wanted_after(&desired, edit)?;
+        let after = items(&wanted);
+        let mut switches = concerned(&layout);
+        if before != after {
+            let next = Layout::new(&wanted, &layout);
+            switches.extend(concerned(&next));
+            switches.extend(next.changed(&layout));
+            let changed = before.iter().zip(&after).filter(|(before, after)| before != after);
+            let (mut writes, mut audit): (Vec<Write>, Vec<Value>) = (vec![], vec![]);
+            for ((subject, before), (_, after)) in changed {
+                writes.push((subject.clone(), wanted.get(subject)));
+                audit.push(edit::audit(who, now_ms(), subject, before.as_ref(), after.as_ref()));
             }
-            (Subject::Flow(dpid, id), Wish::Flow(Some(flow))) => {
-                desired.flow_conflict(*dpid, id, flow).into_iter().collect()
+            let (writer, records) = (store.clone(), audit.clone());
+            let written = tokio::task::spawn_blocking(move || writer.write(&writes, &records));
+            written.await.expect("storing does not panic")?;
+            let tenants: Vec<Option<String>> = before
+                .iter()
+                .zip(&after)
+                .filter(|(before, after)| before != after)
+                .map(|((_, before), (_, after))| {
+                    let of = |item: &Option<Item>, desired: &Desired| {
+                        item.as_ref().and_then(|item| desired.tenant_of(item)).map(str::to_owned)
+                    };
+                    of(after, &wanted).or_else(|| of(before, &desired))
+                })
+                .collect();
+            let state = State { desired: Arc::new(wanted), layout: Arc::new(next) };
+            *self.state.write().unwrap_or_else(PoisonError::into_inner) = state;
+            for (record, tenant) in audit.into_iter().zip(tenants) {
+                self.events.tell("change", tenant, record);
             }
-            _ => vec![],
-        };
-        if !conflicts.is_empty() {
-            return Err(ChangeError::Conflicts(conflicts));
         }
-        let writer = (*store).clone();
-        let (to_store, what) = (wish.clone(), subject.clone());
-        let written = tokio::task::spawn_blocking(move || match (&what, &to_store) {
-            (Subject::Network(name), Wish::Network(network)) => writer.set_network(name, network.as_ref()),
-            (Subject::Flow(dpid, id), Wish::Flow(flow)) => writer.set_flow(*dpid, id, flow.as_ref()),
-            _ => unreachable!("a subject has its own kind of wish"),
-        });
-        written.await.expect("storing does not panic")?;
-        match (subject, wish) {
-            (Subject::Network(name), Wish::Network(Some(network))) => {
-                desired.networks.insert(name.clone(), network);
-            }
-            (Subject::Network(name), _) => drop(desired.networks.remove(name)),
-            (Subject::Flow(dpid, id), Wish::Flow(Some(flow))) => {
-                desired.flows.insert((*dpid, id.clone()), flow);
-            }
-            (Subject::Flow(dpid, id), _) => drop(desired.flows.remove(&(*dpid, id.clone()))),
-        }
-        *self.desired.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(desired);
         drop(store);
-        Ok((before, affected))
+        Ok(Exchanged { before, after, concerned: switches })
+    }
+
+    /// What a change would do, without doing it.
+    ///
+    /// # Errors
+    /// As of [`Controller::change`], but for what switches refuse.
+    pub async fn preview(&self, edit: &Edit) -> Result<Preview, ChangeError> {
+        let State { desired, layout } = self.state();
+        edit.check(&desired)?;
+        let wanted = self.wanted_after(&desired, edit)?;
+        let next = Layout::new(&wanted, &layout);
+        let words = edit::words(&edit.sets, &desired, &wanted);
+        let mut switches = BTreeMap::new();
+        for dpid in next.changed(&layout) {
+            let (reply, answer) = oneshot::channel();
+            let mut preview = SwitchPreview::default();
+            if let Some(entry) = self.switch(dpid) {
+                let command = Command::Preview { layout: next.of(dpid), reply };
+                // One that goes away meanwhile is shown as not connected.
+                let _ = entry.commands.send(command).await;
+                if let Ok((changes, obstacles)) = answer.await {
+                    preview = SwitchPreview { connected: true, changes, obstacles };
+                }
+            }
+            switches.insert(dpid, preview);
+        }
+        Ok(Preview { words, switches })
     }
 
     /// Tells the sessions of the switches and waits for them, all at once.
-    async fn apply(&self, subject: &Subject, dpids: &[Dpid]) -> BTreeMap<Dpid, Progress> {
-        let desired = self.desired();
+    async fn apply(&self, subjects: &[Subject], dpids: &BTreeSet<Dpid>) -> BTreeMap<Dpid, Progress> {
         let until = tokio::time::Instant::now() + APPLY_PATIENCE;
         let mut answers = Vec::new();
         for &dpid in dpids {
             let Some(entry) = self.switch(dpid) else { continue };
             let (done, answer) = oneshot::channel();
-            let wish = Command::Wish { desired: desired.clone(), done };
-            if let Ok(Ok(())) = tokio::time::timeout_at(until, entry.commands.send(wish)).await {
+            if let Ok(Ok(())) = tokio::time::timeout_at(until, entry.commands.send(Command::Wish(done))).await
+            {
                 answers.push((dpid, answer));
             }
         }
@@ -332,7 +435,7 @@ impl Controller {
             dpids.iter().map(|&dpid| (dpid, Progress::Pending(vec![not_connected(dpid)]))).collect();
         for (dpid, answer) in answers {
             let state = match tokio::time::timeout_at(until, answer).await {
-                Ok(Ok(status)) => progress_in(&status, subject),
+                Ok(Ok(status)) => progress_in(&status, subjects),
                 // The session ended.
                 Ok(Err(_)) => continue,
                 Err(_) => Progress::Pending(vec![not_yet(dpid)]),
@@ -342,14 +445,17 @@ impl Controller {
         progress
     }
 
-    /// How far `subject` is on a switch.
-    pub fn progress(&self, subject: &Subject, dpid: Dpid) -> Progress {
-        let Some(entry) = self.switch(dpid) else { return Progress::Pending(vec![not_connected(dpid)]) };
-        let status = entry.status();
-        match progress_in(&status, subject) {
-            Progress::Applied if !status.settled => Progress::Pending(vec![not_yet(dpid)]),
-            progress => progress,
-        }
+    /// How far `subject` is on each of its switches.
+    pub fn progress(&self, layout: &Layout, subject: &Subject) -> BTreeMap<Dpid, Progress> {
+        let of = |dpid: Dpid| {
+            let Some(entry) = self.switch(dpid) else { return Progress::Pending(vec![not_connected(dpid)]) };
+            let status = entry.status();
+            match progress_in(&status, std::slice::from_ref(subject)) {
+                Progress::Applied if !status.settled => Progress::Pending(vec![not_yet(dpid)]),
+                progress => progress,
+            }
+        };
+        layout.switches_of(subject).into_iter().map(|dpid| (dpid, of(dpid))).collect()
     }
 }
 
@@ -361,19 +467,28 @@ fn not_yet(dpid: Dpid) -> String {
     format!("switch {dpid} has not confirmed it yet")
 }
 
-/// How far `subject` is on a switch that has answered everything.
-fn progress_in(status: &Status, subject: &Subject) -> Progress {
-    let owners = match subject {
-        Subject::Network(name) => vec![Owner::Network(name.clone()), Owner::Networks],
-        Subject::Flow(_, id) => vec![Owner::Flow(id.clone())],
-    };
-    let refusals: Vec<_> =
-        owners.iter().filter_map(|owner| status.refusals.get(owner)).flatten().cloned().collect();
-    let obstacles: Vec<_> =
-        owners.iter().filter_map(|owner| status.obstacles.get(owner)).flatten().cloned().collect();
+/// How far `subjects` are on a switch that has answered everything.
+fn progress_in(status: &Status, subjects: &[Subject]) -> Progress {
+    fn of<T: Clone>(map: &BTreeMap<Owner, Vec<T>>, subjects: &[Subject]) -> Vec<T> {
+        if map.is_empty() {
+            return vec![];
+        }
+        let mut owners: BTreeSet<Owner> = subjects.iter().map(owner_of).collect();
+        owners.insert(Owner::Networks);
+        owners.iter().filter_map(|owner| map.get(owner)).flatten().cloned().collect()
+    }
+    let (refusals, obstacles) = (of(&status.refusals, subjects), of(&status.obstacles, subjects));
     match (refusals.is_empty(), obstacles.is_empty()) {
         (true, true) => Progress::Applied,
         (true, false) => Progress::Pending(obstacles),
         _ => Progress::Refused(refusals),
+    }
+}
+
+/// On its switch a flow goes by its id.
+fn owner_of(subject: &Subject) -> Owner {
+    match subject.flow_key() {
+        Some((_, id)) => Owner::Of(Subject::new(subject.kind, id)),
+        None => Owner::Of(subject.clone()),
     }
 }

@@ -12,7 +12,8 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Semaphore;
 
-use crate::controller::Controller;
+use crate::auth::Identity;
+use crate::controller::{Controller, Options};
 use crate::metrics::Metrics;
 use crate::store::{Store, StoreError};
 use crate::{rest, session};
@@ -34,6 +35,8 @@ pub struct DaemonConfig {
     pub rest: SocketAddr,
     /// Where metrics are served, if anywhere.
     pub metrics: Option<SocketAddr>,
+    /// What the controller does by itself.
+    pub options: Options,
 }
 
 /// Why the daemon ended.
@@ -94,7 +97,7 @@ async fn serve(config: DaemonConfig) -> Result<(), DaemonError> {
     let openflow = listen(config.openflow, "switches", "--openflow").await?;
     let rest = listen(config.rest, "REST", "--rest").await?;
     let registry = Registry::new();
-    let controller = Controller::new(store, desired, Metrics::new(&registry));
+    let controller = Controller::new(store, desired, Metrics::new(&registry), config.options);
     let _metrics = match config.metrics {
         Some(address) => Some(telemetry::http::serve_metrics(address, registry).await?),
         None => None,
@@ -111,7 +114,8 @@ async fn serve(config: DaemonConfig) -> Result<(), DaemonError> {
     let switches = tokio::spawn(accept(openflow, controller.clone()));
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let stopped = async { drop(stopped.await) };
-    let router = rest::router(controller);
+    let local = Identity::local("local", config.rest.to_string());
+    let router = rest::router(controller).layer(axum::Extension(local));
     let mut served = tokio::spawn(axum::serve(rest, router).with_graceful_shutdown(stopped).into_future());
     tokio::select! {
         _ = terminate.recv() => {}

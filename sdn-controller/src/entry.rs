@@ -1,7 +1,8 @@
 //! Flow entries as the controller compares them, and the cookies it marks them with.
 
 use ofp::{
-    Action, FlowMod, FlowModCommand, FlowModFlags, FlowStats, FlowStatsRequest, Instruction, Match, PortNo,
+    Action, FlowMod, FlowModCommand, FlowModFlags, FlowStats, FlowStatsRequest, Instruction, Match,
+    MeterBand, MeterConfig, MeterFlags, MeterMod, MeterModCommand, PortNo,
 };
 
 /// What tells one flow entry of a switch from another.
@@ -65,6 +66,19 @@ pub enum Cookie {
     Static,
     /// An address learned in the network with this VLAN.
     Learned(u16),
+    /// A rule of the attachment with this number.
+    Attachment(u32),
+    /// What drops packets that the attachment with this number must not send.
+    Spoof(u32),
+    /// A rule of the ACL with this number.
+    Acl {
+        /// The ACL.
+        acl: u16,
+        /// Its rule, counted from 1; 0 for what it does with packets that no rule names.
+        rule: u16,
+    },
+    /// What shows the controller its own probes of links.
+    Discovery,
 }
 
 impl Cookie {
@@ -80,11 +94,15 @@ impl Cookie {
 
     /// The number for the flow entry.
     pub const fn number(self) -> u64 {
-        let (kind, low) = match self {
+        let (kind, low): (u64, u32) = match self {
             Cookie::Shared => (0, 0),
-            Cookie::Network(vlan) => (1, vlan),
+            Cookie::Network(vlan) => (1, vlan as u32),
             Cookie::Static => (2, 0),
-            Cookie::Learned(vlan) => (3, vlan),
+            Cookie::Learned(vlan) => (3, vlan as u32),
+            Cookie::Attachment(number) => (4, number),
+            Cookie::Spoof(number) => (5, number),
+            Cookie::Acl { acl, rule } => (6, (acl as u32) << 16 | rule as u32),
+            Cookie::Discovery => (7, 0),
         };
         Cookie::OURS | kind << Cookie::KIND_SHIFT | low as u64
     }
@@ -94,15 +112,60 @@ impl Cookie {
         if number & Cookie::OURS_MASK != Cookie::OURS {
             return None;
         }
-        let low = (number & 0xffff) as u16;
+        let low = number as u32;
         match number >> Cookie::KIND_SHIFT & 0xff {
             0 => Some(Cookie::Shared),
-            1 => Some(Cookie::Network(low)),
+            1 => Some(Cookie::Network(low as u16)),
             2 => Some(Cookie::Static),
-            3 => Some(Cookie::Learned(low)),
+            3 => Some(Cookie::Learned(low as u16)),
+            4 => Some(Cookie::Attachment(low)),
+            5 => Some(Cookie::Spoof(low)),
+            6 => Some(Cookie::Acl { acl: (low >> 16) as u16, rule: low as u16 }),
+            7 => Some(Cookie::Discovery),
             _ => None,
         }
     }
+}
+
+/// A meter as the controller compares it: one band that drops.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct MeterBody {
+    /// Whether rate and burst are packets; else they are kilobits.
+    pub packets: bool,
+    /// Kilobits or packets a second.
+    pub rate: u32,
+    /// Kilobits or packets at once.
+    pub burst: u32,
+}
+
+impl MeterBody {
+    /// A meter that a switch tells; `None` when it is not of the kind that the controller makes.
+    pub fn from_config(config: &MeterConfig) -> Option<MeterBody> {
+        let unit = MeterFlags(MeterFlags::KBPS.0 | MeterFlags::PKTPS.0);
+        let packets = match config.flags.0 & unit.0 {
+            flags if flags == MeterFlags::PKTPS.0 => true,
+            flags if flags == MeterFlags::KBPS.0 => false,
+            _ => return None,
+        };
+        match config.bands[..] {
+            [MeterBand::Drop { rate, burst_size }] => Some(MeterBody { packets, rate, burst: burst_size }),
+            _ => None,
+        }
+    }
+
+    /// The message that makes it so.
+    pub fn message(self, command: MeterModCommand, meter_id: u32) -> MeterMod {
+        let unit = if self.packets { MeterFlags::PKTPS } else { MeterFlags::KBPS };
+        let flags = MeterFlags(unit.0 | MeterFlags::BURST.0 | MeterFlags::STATS.0);
+        let bands = vec![MeterBand::Drop { rate: self.rate, burst_size: self.burst }];
+        MeterMod { command, flags, meter_id, bands }
+    }
+}
+
+/// The message that deletes a meter, and the flow entries that use it.
+pub fn delete_meter(meter_id: u32) -> MeterMod {
+    let flags = MeterFlags::KBPS;
+    MeterMod { command: MeterModCommand::Delete, flags, meter_id, bands: vec![] }
 }
 
 /// The request for every flow entry of ours.
@@ -147,7 +210,10 @@ mod tests {
 
     #[test]
     fn cookies() {
-        for cookie in [Cookie::Shared, Cookie::Network(4094), Cookie::Static, Cookie::Learned(7)] {
+        let acl = Cookie::Acl { acl: 0xffff, rule: 512 };
+        let numbered = [Cookie::Attachment(u32::MAX), Cookie::Spoof(3), acl, Cookie::Discovery];
+        let plain = [Cookie::Shared, Cookie::Network(4094), Cookie::Static, Cookie::Learned(7)];
+        for cookie in plain.into_iter().chain(numbered) {
             assert_eq!(Cookie::from_number(cookie.number()), Some(cookie));
             assert_eq!(cookie.number() & Cookie::OURS_MASK, Cookie::OURS);
         }

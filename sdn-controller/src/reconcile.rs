@@ -2,36 +2,56 @@
 
 use std::collections::BTreeMap;
 
-use crate::entry::{FlowBody, FlowKey};
+use crate::entry::{FlowBody, FlowKey, MeterBody};
 
 /// Flow entries by what tells them apart.
 pub type Flows = BTreeMap<FlowKey, FlowBody>;
+/// Meters by number.
+pub type Meters = BTreeMap<u32, MeterBody>;
 
 /// What to send to a switch, in this order.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Changes {
+    /// Meters that are not there. Before the entries that use them.
+    pub new_meters: Vec<(u32, MeterBody)>,
+    /// Meters that are there and different.
+    pub other_meters: Vec<(u32, MeterBody)>,
     /// Entries to add, or to put in place of the one with their key. Later tables first, so that a packet that is sent
     /// on to a table finds it filled.
     pub add: Vec<(FlowKey, FlowBody)>,
     /// Entries to delete. Earlier tables first, so that no packet is sent on to a table that is being emptied.
     pub delete: Vec<FlowKey>,
+    /// Meters to delete. After the entries that use them, which would go with them.
+    pub old_meters: Vec<u32>,
 }
 
 impl Changes {
     /// Whether there is nothing to do.
     pub fn is_empty(&self) -> bool {
-        self.add.is_empty() && self.delete.is_empty()
+        *self == Changes::default()
     }
 }
 
 /// What turns `actual` into `desired`.
-pub fn reconcile(desired: &Flows, actual: &Flows) -> Changes {
-    let different = |(key, body): &(&FlowKey, &FlowBody)| actual.get(*key) != Some(*body);
+pub fn reconcile(desired: (&Flows, &Meters), actual: (&Flows, &Meters)) -> Changes {
+    let different = |(key, body): &(&FlowKey, &FlowBody)| actual.0.get(*key) != Some(*body);
     let mut add: Vec<_> =
-        desired.iter().filter(different).map(|(key, body)| (key.clone(), body.clone())).collect();
+        desired.0.iter().filter(different).map(|(key, body)| (key.clone(), body.clone())).collect();
     add.sort_by_key(|(key, _)| std::cmp::Reverse(key.table));
-    let delete = actual.keys().filter(|key| !desired.contains_key(*key)).cloned().collect();
-    Changes { add, delete }
+    let meters = |there: bool| {
+        let wanted = desired.1.iter().filter(move |(id, meter)| {
+            let found = actual.1.get(*id);
+            found != Some(*meter) && found.is_some() == there
+        });
+        wanted.map(|(id, meter)| (*id, *meter)).collect()
+    };
+    Changes {
+        new_meters: meters(false),
+        other_meters: meters(true),
+        add,
+        delete: actual.0.keys().filter(|key| !desired.0.contains_key(*key)).cloned().collect(),
+        old_meters: actual.1.keys().filter(|id| !desired.1.contains_key(*id)).copied().collect(),
+    }
 }
 
 #[cfg(test)]
@@ -50,36 +70,57 @@ mod tests {
         prop::collection::btree_map(any::<u8>(), flow, 0..30).prop_map(|map| map.into_values().collect())
     }
 
-    /// A switch that does what it is told.
-    fn apply(actual: &Flows, changes: &Changes) -> Flows {
-        let mut flows = actual.clone();
+    fn meters() -> impl Strategy<Value = Meters> {
+        let meter =
+            (any::<bool>(), 1u32..3).prop_map(|(packets, rate)| MeterBody { packets, rate, burst: 1 });
+        prop::collection::btree_map(0u32..6, meter, 0..5)
+    }
+
+    fn rules() -> impl Strategy<Value = (Flows, Meters)> {
+        (flows(), meters())
+    }
+
+    /// A switch that does what it is told, and is told nothing that it would refuse.
+    fn apply((flows, meters): &(Flows, Meters), changes: &Changes) -> (Flows, Meters) {
+        let (mut flows, mut meters) = (flows.clone(), meters.clone());
+        for (id, meter) in &changes.new_meters {
+            assert!(meters.insert(*id, *meter).is_none(), "a meter is added twice");
+        }
+        for (id, meter) in &changes.other_meters {
+            assert!(meters.insert(*id, *meter).is_some(), "a meter is changed that is not there");
+        }
         flows.extend(changes.add.iter().cloned());
-        flows.retain(|key, _| !changes.delete.contains(key));
-        flows
+        for key in &changes.delete {
+            assert!(flows.remove(key).is_some(), "an entry is deleted that is not there");
+        }
+        for id in &changes.old_meters {
+            assert!(meters.remove(id).is_some(), "a meter is deleted that is not there");
+        }
+        (flows, meters)
     }
 
     proptest! {
         #[test]
-        fn changes_lead_to_what_is_desired(desired in flows(), actual in flows()) {
-            let changes = reconcile(&desired, &actual);
+        fn changes_lead_to_what_is_desired(desired in rules(), actual in rules()) {
+            let changes = reconcile((&desired.0, &desired.1), (&actual.0, &actual.1));
             prop_assert_eq!(apply(&actual, &changes), desired);
         }
 
         #[test]
-        fn nothing_is_sent_that_is_not_needed(desired in flows(), actual in flows()) {
-            let changes = reconcile(&desired, &actual);
+        fn nothing_is_sent_that_is_not_needed(desired in rules(), actual in rules()) {
+            let changes = reconcile((&desired.0, &desired.1), (&actual.0, &actual.1));
             for (key, body) in &changes.add {
-                prop_assert_ne!(actual.get(key), Some(body));
+                prop_assert_ne!(actual.0.get(key), Some(body));
             }
-            for key in &changes.delete {
-                prop_assert!(actual.contains_key(key));
+            for (id, meter) in changes.new_meters.iter().chain(&changes.other_meters) {
+                prop_assert_ne!(actual.1.get(id), Some(meter));
             }
-            prop_assert!(reconcile(&desired, &desired).is_empty());
+            prop_assert!(reconcile((&desired.0, &desired.1), (&desired.0, &desired.1)).is_empty());
         }
 
         #[test]
-        fn order(desired in flows(), actual in flows()) {
-            let changes = reconcile(&desired, &actual);
+        fn order(desired in rules(), actual in rules()) {
+            let changes = reconcile((&desired.0, &desired.1), (&actual.0, &actual.1));
             prop_assert!(changes.add.windows(2).all(|pair| pair[0].0.table >= pair[1].0.table));
             prop_assert!(changes.delete.windows(2).all(|pair| pair[0].table <= pair[1].table));
         }

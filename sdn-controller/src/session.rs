@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ofp::{
-    Body, Desc, ErrorCode, ErrorMessage, Framer, Header, Hello, Message, MultipartReply, MultipartRequest,
-    Port, PortNo, Reassembler, SwitchFeatures,
+    Body, Desc, ErrorCode, ErrorMessage, Framer, Header, Hello, MacAddr, Message, MultipartReply,
+    MultipartRequest, Port, PortNo, Reassembler, SwitchFeatures,
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -15,9 +15,11 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::controller::{Controller, Taken};
-use crate::datapath::{Broken, Datapath, PORTS_MAX, Status};
+use crate::datapath::{Answer, Broken, Datapath, Done, PORTS_MAX};
+use crate::layout::SwitchLayout;
 use crate::metrics::{Direction, Metrics};
-use crate::model::{Desired, Dpid};
+use crate::model::Dpid;
+use crate::reconcile::Changes;
 
 /// From the connection to knowing the switch.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
@@ -37,13 +39,24 @@ const READ_BYTES: usize = 64 << 10;
 
 /// What others ask of a session.
 pub enum Command {
-    /// The desired state changed.
-    Wish {
-        /// The state.
-        desired: Arc<Desired>,
-        /// Told when the switch has it or refused it, with what is then known of the switch.
-        done: oneshot::Sender<Arc<Status>>,
+    /// The desired state changed. Told when the switch has it or refused it, with what is then known of the switch.
+    Wish(Done),
+    /// What would be sent if this were wanted?
+    Preview {
+        /// What would be wanted.
+        layout: Arc<SwitchLayout>,
+        /// Gets what would be sent, and what stands in the way.
+        reply: oneshot::Sender<(Changes, Vec<String>)>,
     },
+    /// Ask or tell the switch something, as it is.
+    Ask {
+        /// The messages.
+        bodies: Vec<Body>,
+        /// Gets the switch's answer.
+        reply: oneshot::Sender<Answer>,
+    },
+    /// Which addresses are known: VLAN, address, port, and how long ago they were learned.
+    Addresses(oneshot::Sender<Vec<(u16, MacAddr, PortNo, Duration)>>),
     /// Another connection claims to be this switch: is this one alive?
     Probe(oneshot::Sender<()>),
     /// Make room for the other connection.
@@ -254,9 +267,9 @@ async fn run(controller: &Arc<Controller>, wire: &mut Wire, peer: SocketAddr) ->
     tracing::info!(%dpid, %peer, "switch in session");
     let now = Instant::now();
     wire.last_received = now;
-    let desired = controller.desired();
-    let metrics = controller.metrics().clone();
-    let mut datapath = Datapath::new(dpid, introduction.ports, desired, metrics, introduction.xid, now);
+    let (layout, metrics) = (controller.layout().of(dpid), controller.metrics().clone());
+    let foreign = controller.options().foreign;
+    let mut datapath = Datapath::new(introduction.ports, layout, foreign, metrics, introduction.xid, now);
     let mut probes: Vec<oneshot::Sender<()>> = Vec::new();
     let (mut echo_asked, mut answer_bytes) = (false, 0);
     loop {
@@ -266,12 +279,17 @@ async fn run(controller: &Arc<Controller>, wire: &mut Wire, peer: SocketAddr) ->
         }
         let status = entry.status();
         datapath.take_finished().into_iter().for_each(|done| drop(done.send(status.clone())));
+        datapath.take_happenings().into_iter().for_each(|happening| entry.tell(happening));
         let until = wire.deadline(echo_asked).min(datapath.deadline());
         let received = wire.last_received;
         tokio::select! {
             turn = wire.turn(until) => turn?,
             command = inbox.recv() => match command {
-                Some(Command::Wish { desired, done }) => datapath.wish(Instant::now(), desired, done),
+                // What is wanted now, not when the command was sent: a later wish may have overtaken it.
+                Some(Command::Wish(done)) => datapath.wish(Instant::now(), controller.layout().of(dpid), done),
+                Some(Command::Preview { layout, reply }) => drop(reply.send(datapath.preview(&layout))),
+                Some(Command::Ask { bodies, reply }) => datapath.ask(Instant::now(), bodies, reply),
+                Some(Command::Addresses(reply)) => drop(reply.send(datapath.addresses(Instant::now()))),
                 Some(Command::Probe(alive)) => {
                     probes.push(alive);
                     wire.send(&Message { xid: 0, body: Body::EchoRequest(vec![]) });

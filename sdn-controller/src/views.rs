@@ -13,9 +13,11 @@ use telemetry::Problem;
 use utoipa::ToSchema;
 
 use crate::controller::{Progress, SwitchEntry};
-use crate::datapath::Refusal;
+use crate::datapath::{Refusal, Refused};
+use crate::edit::Preview;
+use crate::entry::{FlowBody, FlowKey, MeterBody};
 use crate::flow_json::FlowSpec;
-use crate::model::{Dpid, Network, NetworkPort};
+use crate::model::{Dpid, Item, Subject};
 
 /// An answer that is no success.
 #[derive(Debug)]
@@ -23,12 +25,21 @@ pub enum ApiError {
     /// The request is wrong, or the daemon failed.
     Problem(Problem),
     /// A switch refused.
-    Refused(Box<Refused>),
+    Refused(Box<RefusedView>),
 }
 
 impl From<Problem> for ApiError {
     fn from(problem: Problem) -> ApiError {
         ApiError::Problem(problem)
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        match self {
+            ApiError::Problem(problem) => problem.into_response(),
+            ApiError::Refused(refused) => refused.into_response(),
+        }
     }
 }
 
@@ -74,27 +85,39 @@ impl From<ErrorCode> for OpenFlowError {
 pub struct RefusedRule {
     /// The switch.
     pub dpid: Dpid,
-    /// The rule: table, priority and match.
+    /// The rule: table, priority and match, or meter.
     pub rule: Value,
     /// The switch's error; null when the rule does not fit into an OpenFlow message.
     pub openflow: Option<OpenFlowError>,
 }
 
+fn key_json(key: &FlowKey) -> Value {
+    let (matching, table, priority) = (key.matching.clone(), key.table, key.priority);
+    let mut rule = FlowSpec { table, priority, matching, instructions: vec![] }.to_json();
+    if let Some(rule) = rule.as_object_mut() {
+        rule.remove("actions");
+    }
+    rule
+}
+
+fn flow_json(key: &FlowKey, body: &FlowBody) -> Value {
+    let (matching, table, priority) = (key.matching.clone(), key.table, key.priority);
+    FlowSpec { table, priority, matching, instructions: body.instructions.clone() }.to_json()
+}
+
 impl RefusedRule {
     fn new(dpid: Dpid, refusal: &Refusal) -> RefusedRule {
-        let matching = refusal.key.matching.clone();
-        let (table, priority) = (refusal.key.table, refusal.key.priority);
-        let mut rule = FlowSpec { table, priority, matching, instructions: vec![] }.to_json();
-        if let Some(rule) = rule.as_object_mut() {
-            rule.remove("actions");
-        }
+        let rule = match &refusal.what {
+            Refused::Flow(key) => key_json(key),
+            Refused::Meter(id) => json!({"meter": id}),
+        };
         RefusedRule { dpid, rule, openflow: refusal.error.map(OpenFlowError::from) }
     }
 }
 
 /// 422: a problem (RFC 9457) with the OpenFlow errors. Everything is as before the request.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct Refused {
+pub struct RefusedView {
     /// The problem.
     #[serde(flatten)]
     pub problem: Problem,
@@ -104,9 +127,9 @@ pub struct Refused {
     pub refusals: Vec<RefusedRule>,
 }
 
-impl Refused {
+impl RefusedView {
     /// The answer to a change that these switches refused.
-    pub fn new(title: String, refusals: &BTreeMap<Dpid, Vec<Refusal>>) -> Refused {
+    pub fn new(title: String, refusals: &BTreeMap<Dpid, Vec<Refusal>>) -> RefusedView {
         let refusals: Vec<_> = refusals
             .iter()
             .flat_map(|(dpid, list)| list.iter().map(|refusal| RefusedRule::new(*dpid, refusal)))
@@ -120,11 +143,18 @@ impl Refused {
             None => "a rule of it does not fit into an OpenFlow message".to_owned(),
         });
         let problem = Problem { detail, ..Problem::new(StatusCode::UNPROCESSABLE_ENTITY, title) };
-        Refused { problem, openflow: refusals.first().and_then(|first| first.openflow.clone()), refusals }
+        RefusedView { problem, openflow: refusals.first().and_then(|first| first.openflow.clone()), refusals }
+    }
+
+    /// The answer to a message that the switch refused.
+    pub fn message(title: String, error: ErrorCode) -> RefusedView {
+        let detail = Some(format!("the switch refused it: {error}"));
+        let problem = Problem { detail, ..Problem::new(StatusCode::UNPROCESSABLE_ENTITY, title) };
+        RefusedView { problem, openflow: Some(error.into()), refusals: vec![] }
     }
 }
 
-impl IntoResponse for Refused {
+impl IntoResponse for RefusedView {
     fn into_response(self) -> Response {
         let mut response = (StatusCode::UNPROCESSABLE_ENTITY, Json(self)).into_response();
         response
@@ -134,20 +164,128 @@ impl IntoResponse for Refused {
     }
 }
 
-fn state_of(progress: &Progress) -> (State, Vec<String>) {
-    match progress {
-        Progress::Applied => (State::Applied, vec![]),
-        Progress::Pending(reasons) => (State::Pending, reasons.clone()),
-        Progress::Refused(_) => (State::Refused, vec![]),
+/// How far a thing is on a switch.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct SwitchProgress {
+    /// The switch.
+    pub dpid: Dpid,
+    /// How far.
+    pub status: State,
+    /// What it waits for.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub reasons: Vec<String>,
+    /// The rules that the switch refused.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub refusals: Vec<RefusedRule>,
+}
+
+impl SwitchProgress {
+    fn new(dpid: Dpid, progress: &Progress) -> SwitchProgress {
+        let (status, reasons, refusals) = match progress {
+            Progress::Applied => (State::Applied, vec![], vec![]),
+            Progress::Pending(reasons) => (State::Pending, reasons.clone(), vec![]),
+            Progress::Refused(list) => {
+                (State::Refused, vec![], list.iter().map(|refusal| RefusedRule::new(dpid, refusal)).collect())
+            }
+        };
+        SwitchProgress { dpid, status, reasons, refusals }
     }
 }
 
-fn refusals_of(dpid: Dpid, progress: &Progress) -> Vec<RefusedRule> {
-    match progress {
-        Progress::Refused(refusals) => {
-            refusals.iter().map(|refusal| RefusedRule::new(dpid, refusal)).collect()
+/// What every answer about a thing has beside the thing itself.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ObjectStatus {
+    /// Its name; of a flow `dpid` and `id`.
+    pub name: String,
+    /// How far it is: the worst of its switches.
+    pub status: State,
+    /// How far it is on each of its switches.
+    pub switches: Vec<SwitchProgress>,
+}
+
+/// A thing and how far it is.
+pub fn object(subject: &Subject, item: &Item, progress: &BTreeMap<Dpid, Progress>) -> Value {
+    let mut value = item.to_json();
+    let switches: Vec<_> = progress.iter().map(|(dpid, p)| SwitchProgress::new(*dpid, p)).collect();
+    let any = |state| switches.iter().any(|switch| switch.status == state);
+    let status = match (any(State::Refused), any(State::Pending)) {
+        (true, _) => State::Refused,
+        (_, true) => State::Pending,
+        _ => State::Applied,
+    };
+    value["status"] = json!(status);
+    let Some((dpid, id)) = subject.flow_key() else {
+        value["name"] = json!(subject.name);
+        value["switches"] = json!(switches);
+        return value;
+    };
+    // A flow is on one switch.
+    value["dpid"] = json!(dpid);
+    value["id"] = json!(id);
+    for switch in switches {
+        if !switch.reasons.is_empty() {
+            value["reasons"] = json!(switch.reasons);
         }
-        _ => vec![],
+        if let Some(error) = switch.refusals.into_iter().find_map(|refusal| refusal.openflow) {
+            value["openflow"] = json!(error);
+        }
+    }
+    value
+}
+
+/// What a change would do to a switch.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct SwitchPreviewView {
+    /// The switch.
+    pub dpid: Dpid,
+    /// Whether it is connected; else it gets what it needs when it is.
+    pub connected: bool,
+    /// Flow entries that would be added or replaced, in this order.
+    #[schema(value_type = Vec<Object>)]
+    pub add: Vec<Value>,
+    /// Flow entries that would be deleted after that.
+    #[schema(value_type = Vec<Object>)]
+    pub delete: Vec<Value>,
+    /// Meters that would be made or changed before.
+    #[schema(value_type = Vec<Object>)]
+    pub meters: Vec<Value>,
+    /// Meters that would be deleted at the end.
+    pub delete_meters: Vec<u32>,
+    /// What stands in the way.
+    pub obstacles: Vec<String>,
+}
+
+/// What a change would do, without having done it.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct PreviewView {
+    /// Always true.
+    pub dry_run: bool,
+    /// In words, a line each; empty: nothing changes.
+    pub changes: Vec<String>,
+    /// To each switch that it changes.
+    pub switches: Vec<SwitchPreviewView>,
+}
+
+impl PreviewView {
+    /// A preview as JSON.
+    pub fn new(preview: &Preview) -> PreviewView {
+        let meter = |(id, meter): &(u32, MeterBody)| {
+            let unit = if meter.packets { "pktps" } else { "kbps" };
+            json!({"meter": id, "unit": unit, "rate": meter.rate, "burst": meter.burst})
+        };
+        let switches = preview.switches.iter().map(|(dpid, switch)| {
+            let changes = &switch.changes;
+            SwitchPreviewView {
+                dpid: *dpid,
+                connected: switch.connected,
+                add: changes.add.iter().map(|(key, body)| flow_json(key, body)).collect(),
+                delete: changes.delete.iter().map(key_json).collect(),
+                meters: changes.new_meters.iter().chain(&changes.other_meters).map(meter).collect(),
+                delete_meters: changes.old_meters.clone(),
+                obstacles: switch.obstacles.clone(),
+            }
+        });
+        PreviewView { dry_run: true, changes: preview.words.clone(), switches: switches.collect() }
     }
 }
 
@@ -186,8 +324,14 @@ pub struct SessionView {
     pub ports: usize,
     /// Rules of ours in it, without learned ones.
     pub flows: usize,
+    /// Meters of ours in it.
+    pub meters: usize,
     /// Ethernet addresses learned, as of a few seconds ago.
     pub addresses: usize,
+    /// The highest number of a meter it takes, 0 = none.
+    pub meter_max: u32,
+    /// Whether changes go to it in bundles.
+    pub bundles: bool,
     /// Whether everything that it can have is in it.
     pub settled: bool,
 }
@@ -206,7 +350,10 @@ impl SwitchView {
             tables: entry.features.n_tables,
             ports: status.ports.len(),
             flows: status.flows,
+            meters: status.meters,
             addresses: status.addresses,
+            meter_max: status.abilities.meter_max,
+            bundles: status.abilities.bundles,
             settled: status.settled,
         };
         SwitchView { connected: true, session: Some(session), ..SwitchView::absent(entry.dpid) }
@@ -267,114 +414,12 @@ pub struct PortList {
     pub ports: Vec<PortView>,
 }
 
-/// A network and how far it is.
-#[derive(Debug, Serialize, ToSchema)]
-pub struct NetworkView {
-    /// Its name.
-    pub name: String,
-    /// Its VLAN id.
-    pub vlan: u16,
-    /// Its ports.
-    pub ports: Vec<NetworkPort>,
-    /// How far it is: the worst of its switches.
-    pub status: State,
-    /// How far it is on each of its switches.
-    pub switches: Vec<SwitchProgress>,
-}
-
-/// How far a network is on a switch.
-#[derive(Debug, Serialize, ToSchema)]
-pub struct SwitchProgress {
-    /// The switch.
-    pub dpid: Dpid,
-    /// How far.
-    pub status: State,
-    /// What it waits for.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub reasons: Vec<String>,
-    /// The rules that the switch refused.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub refusals: Vec<RefusedRule>,
-}
-
-impl NetworkView {
-    /// A network as JSON.
-    pub fn new(name: &str, network: &Network, progress: &BTreeMap<Dpid, Progress>) -> NetworkView {
-        let switches: Vec<_> = progress
-            .iter()
-            .map(|(&dpid, progress)| {
-                let (status, reasons) = state_of(progress);
-                SwitchProgress { dpid, status, reasons, refusals: refusals_of(dpid, progress) }
-            })
-            .collect();
-        let any = |state| switches.iter().any(|switch| switch.status == state);
-        let status = match (any(State::Refused), any(State::Pending)) {
-            (true, _) => State::Refused,
-            (_, true) => State::Pending,
-            _ => State::Applied,
-        };
-        NetworkView {
-            name: name.to_owned(),
-            vlan: network.vlan,
-            ports: network.ports.clone(),
-            status,
-            switches,
-        }
-    }
-}
-
-/// The networks.
-#[derive(Debug, Serialize, ToSchema)]
-pub struct NetworkList {
-    /// By name.
-    pub networks: Vec<NetworkView>,
-}
-
-/// A static flow and how far it is.
-#[derive(Debug, Serialize, ToSchema)]
-pub struct FlowView {
-    /// The switch.
-    pub dpid: Dpid,
-    /// Its id.
-    pub id: String,
-    /// The flow, as in the request.
-    #[serde(flatten)]
-    #[schema(value_type = FlowDocument)]
-    pub flow: Value,
-    /// How far it is.
-    pub status: State,
-    /// What it waits for.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub reasons: Vec<String>,
-    /// The switch's error.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub openflow: Option<OpenFlowError>,
-}
-
-impl FlowView {
-    /// A static flow as JSON.
-    pub fn new(dpid: Dpid, id: &str, flow: &FlowSpec, progress: &Progress) -> FlowView {
-        let (status, reasons) = state_of(progress);
-        let openflow = refusals_of(dpid, progress).into_iter().find_map(|refusal| refusal.openflow);
-        FlowView { dpid, id: id.to_owned(), flow: flow.to_json(), status, reasons, openflow }
-    }
-}
-
-/// The static flows of a switch.
-#[derive(Debug, Serialize, ToSchema)]
-pub struct FlowList {
-    /// The switch.
-    pub dpid: Dpid,
-    /// By id.
-    pub flows: Vec<FlowView>,
-}
-
 /// A static flow. `actions` is short for `instructions` with one `apply_actions`; give one of the two, or neither to
 /// drop packets. Names and numbers are those of the OpenFlow 1.3 specification.
 #[derive(ToSchema)]
 #[allow(dead_code, reason = "describes what `FlowSpec::from_json` reads")]
 pub struct FlowDocument {
-    /// The flow table. Networks use tables 0, 1 and 2.
+    /// The flow table. Networks use tables 0 to 7.
     #[schema(default = 0, maximum = 254)]
     table: u8,
     /// Higher wins. Networks use 10000 to 30000.

@@ -8,15 +8,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ofp::{
-    Action, Body, ErrorCode, ErrorMessage, Field, FlowMod, FlowModCommand, FlowStats, Framer, Hello,
-    Instruction, MacAddr, Match, Message, MultipartReply, MultipartRequest, OxmField, PacketIn,
-    PacketInReason, Port, PortNo, PortStatus, PortStatusReason, SwitchFeatures, Text,
+    Action, Body, BundleControl, BundleControlType, ErrorCode, ErrorMessage, Field, FlowMod, FlowModCommand,
+    FlowStats, Framer, Hello, Instruction, MacAddr, Match, Message, MeterConfig, MeterFeatures, MeterMod,
+    MeterModCommand, MultipartReply, MultipartRequest, OxmField, PacketIn, PacketInReason, Port, PortNo,
+    PortStatus, PortStatusReason, SwitchFeatures, Text,
 };
-use sdn_controller::controller::{ChangeError, Controller, Progress};
+use sdn_controller::auth::Identity;
+use sdn_controller::controller::{ChangeError, Controller, Options, Progress};
+use sdn_controller::datapath::Refused;
+use sdn_controller::edit::Edit;
 use sdn_controller::entry::{Cookie, FlowKey};
 use sdn_controller::flow_json::FlowSpec;
 use sdn_controller::metrics::Metrics;
-use sdn_controller::model::{Desired, Dpid, Network};
+use sdn_controller::model::{Desired, Dpid, Item, Kind, Subject};
 use sdn_controller::store::Store;
 use serde_json::{Value, json};
 use telemetry::Registry;
@@ -38,7 +42,7 @@ impl Stage {
         let directory = tempfile::tempdir().unwrap();
         let (store, desired) = Store::open(directory.path()).unwrap();
         assert_eq!(desired, Desired::default());
-        let controller = Controller::new(store, desired, Metrics::new(&Registry::new()));
+        let controller = Controller::new(store, desired, Metrics::new(&Registry::new()), Options::default());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         tokio::spawn(sdn_controller::daemon::accept(listener, controller.clone()));
@@ -62,9 +66,27 @@ impl Stage {
 
     async fn network(&self, vlan: u16, dpid: u64, ports: &[u32]) -> BTreeMap<Dpid, Progress> {
         let ports: Vec<_> = ports.iter().map(|port| json!({"dpid": dpid, "port": port})).collect();
-        let network = Network::from_json(json!({"vlan": vlan, "ports": ports}), &mut Errors::new()).unwrap();
-        self.controller.set_network(&format!("net{vlan}"), Some(network)).await.unwrap()
+        let network = json!({"vlan": vlan, "ports": ports});
+        self.set(Kind::Network, &format!("net{vlan}"), Some(network)).await.unwrap()
     }
+
+    async fn set(
+        &self,
+        kind: Kind,
+        name: &str,
+        value: Option<Value>,
+    ) -> Result<BTreeMap<Dpid, Progress>, ChangeError> {
+        let item = value.map(|value| Item::from_json(kind, value, &mut Errors::new()).unwrap());
+        set(&self.controller, Subject::new(kind, name), item).await
+    }
+}
+
+async fn set(
+    controller: &Controller,
+    subject: Subject,
+    item: Option<Item>,
+) -> Result<BTreeMap<Dpid, Progress>, ChangeError> {
+    controller.change(&Identity::controller(), &Edit::one(subject, item)).await
 }
 
 fn flow(value: Value) -> FlowSpec {
@@ -155,7 +177,34 @@ impl Line {
     }
 }
 
-/// A switch that keeps flow entries.
+/// What is refused is refused with the beginning of the message, as the specification wants it.
+fn refusal(code: ErrorCode, message: &Message) -> Body {
+    Body::Error(ErrorMessage::refusing(code, &message.encode().unwrap()))
+}
+
+impl Line {
+    /// The next error; requests before it stay unanswered.
+    async fn next_error(&mut self) -> Message {
+        loop {
+            let message = self.next().await.expect("a little nonsense is borne");
+            if matches!(message.body, Body::Error(_)) {
+                return message;
+            }
+        }
+    }
+
+    /// Answers the next barrier and nothing before it.
+    async fn answer_next_barrier(&mut self) {
+        loop {
+            let message = self.next().await.expect("the controller stays");
+            if message.body == Body::BarrierRequest {
+                return self.send(message.xid, Body::BarrierReply).await;
+            }
+        }
+    }
+}
+
+/// A switch that keeps flow entries and meters.
 struct Switch {
     line: Line,
     dpid: u64,
@@ -164,6 +213,12 @@ struct Switch {
     /// Flow-mods whose instructions mention this group are refused.
     refused_group: Option<u32>,
     errors: Vec<Body>,
+    /// `None`: it has none.
+    meters: Option<BTreeMap<u32, MeterMod>>,
+    meter_mods: Vec<MeterMod>,
+    /// Messages of the bundle that is open; `None`: it takes no bundles.
+    bundle: Option<Vec<Message>>,
+    commits: usize,
 }
 
 impl Switch {
@@ -171,9 +226,34 @@ impl Switch {
         let ports = [port(1, "p1"), port(2, "p2"), port(3, "p3")];
         let mut line = Line::connect(stage.address).await;
         let request = line.introduce(dpid, &ports).await;
-        let mut switch = Switch { line, dpid, flows, flow_mods: vec![], refused_group: None, errors: vec![] };
+        let mut switch = Switch { flows, ..Switch::new(line, dpid) };
         switch.answer(request).await;
         switch
+    }
+
+    /// One that has meters and takes bundles.
+    async fn able(stage: &Stage, dpid: u64) -> Switch {
+        let mut line = Line::connect(stage.address).await;
+        let request = line.introduce(dpid, &[port(1, "p1"), port(2, "p2"), port(3, "p3")]).await;
+        let (meters, bundle) = (Some(BTreeMap::new()), Some(vec![]));
+        let mut switch = Switch { meters, bundle, ..Switch::new(line, dpid) };
+        switch.answer(request).await;
+        switch
+    }
+
+    fn new(line: Line, dpid: u64) -> Switch {
+        Switch {
+            line,
+            dpid,
+            flows: BTreeMap::new(),
+            flow_mods: vec![],
+            refused_group: None,
+            errors: vec![],
+            meters: None,
+            meter_mods: vec![],
+            bundle: None,
+            commits: 0,
+        }
     }
 
     fn stats(&self) -> Vec<FlowStats> {
@@ -205,18 +285,81 @@ impl Switch {
                     self.line.send(xid, part.body).await;
                 }
             }
+            Body::MultipartRequest(MultipartRequest::MeterConfig(ofp::meter::ALL)) => {
+                let Some(meters) = &self.meters else {
+                    return self.line.send(xid, refusal(ErrorCode::BAD_MULTIPART, &message)).await;
+                };
+                let config = |meter: &MeterMod| {
+                    let (flags, meter_id, bands) = (meter.flags, meter.meter_id, meter.bands.clone());
+                    MeterConfig { flags, meter_id, bands }
+                };
+                let reply = MultipartReply::MeterConfig(meters.values().map(config).collect());
+                self.line.send(xid, Body::MultipartReply(reply)).await;
+            }
+            Body::MultipartRequest(MultipartRequest::MeterFeatures) => {
+                let max_meter = if self.meters.is_some() { 1 << 16 } else { 0 };
+                let features = MeterFeatures { max_meter, ..MeterFeatures::default() };
+                let reply = Body::MultipartReply(MultipartReply::MeterFeatures(features));
+                self.line.send(xid, reply).await;
+            }
+            Body::MeterMod(meter) => {
+                let meters = self.meters.as_mut().expect("it has meters");
+                match meter.command {
+                    MeterModCommand::Delete => assert!(meters.remove(&meter.meter_id).is_some()),
+                    MeterModCommand::Add => assert!(meters.insert(meter.meter_id, meter.clone()).is_none()),
+                    MeterModCommand::Modify => {
+                        assert!(meters.insert(meter.meter_id, meter.clone()).is_some())
+                    }
+                }
+                self.meter_mods.push(meter);
+            }
+            Body::BundleControl(control) => self.bundle_control(message, control).await,
+            Body::BundleAdd(add) => self.bundle.as_mut().expect("a bundle is open").push(*add.message),
             Body::FlowMod(flow_mod) => {
-                let groups = format!("{:?}", flow_mod.instructions);
-                if self.refused_group.is_some_and(|group| groups.contains(&format!("Group({group})"))) {
-                    let bytes = message.encode().unwrap();
-                    let error = ErrorMessage::refusing(ErrorCode::ACTION_BAD_OUT_GROUP, &bytes);
-                    return self.line.send(xid, Body::Error(error)).await;
+                if self.refuses(&flow_mod) {
+                    return self.line.send(xid, refusal(ErrorCode::ACTION_BAD_OUT_GROUP, &message)).await;
                 }
                 self.apply(flow_mod);
             }
             Body::Error(error) => self.errors.push(Body::Error(error)),
             other => panic!("unexpected: {other:?}"),
         }
+    }
+
+    fn refuses(&self, flow_mod: &FlowMod) -> bool {
+        let groups = format!("{:?}", flow_mod.instructions);
+        self.refused_group.is_some_and(|group| groups.contains(&format!("Group({group})")))
+    }
+
+    async fn bundle_control(&mut self, message: Message, control: BundleControl) {
+        let Some(bundle) = &mut self.bundle else {
+            return self.line.send(message.xid, refusal(ErrorCode::BAD_EXPERIMENTER, &message)).await;
+        };
+        let kind = match control.kind {
+            BundleControlType::OpenRequest => BundleControlType::OpenReply,
+            BundleControlType::CloseRequest => BundleControlType::CloseReply,
+            BundleControlType::DiscardRequest => BundleControlType::DiscardReply,
+            BundleControlType::CommitRequest => BundleControlType::CommitReply,
+            other => panic!("unexpected: {other:?}"),
+        };
+        if kind == BundleControlType::CommitReply {
+            self.commits += 1;
+            let messages = std::mem::take(bundle);
+            let flow_mods = messages.iter().map(|message| match &message.body {
+                Body::FlowMod(flow_mod) => (message, flow_mod.clone()),
+                other => panic!("not in a bundle: {other:?}"),
+            });
+            let flow_mods: Vec<_> = flow_mods.collect();
+            if let Some((bad, _)) = flow_mods.iter().find(|(_, flow_mod)| self.refuses(flow_mod)) {
+                self.line.send(bad.xid, refusal(ErrorCode::ACTION_BAD_OUT_GROUP, bad)).await;
+                return self
+                    .line
+                    .send(message.xid, refusal(ErrorCode::BUNDLE_MESSAGE_FAILED, &message))
+                    .await;
+            }
+            flow_mods.into_iter().for_each(|(_, flow_mod)| self.apply(flow_mod));
+        }
+        self.line.send(message.xid, Body::BundleControl(BundleControl { kind, ..control })).await;
     }
 
     fn apply(&mut self, flow_mod: FlowMod) {
@@ -334,20 +477,26 @@ async fn a_refused_change_leaves_everything_as_it_was() {
     let good = flow(json!({"priority": 5, "match": {"in_port": 1}, "actions": [{"output": 2}]}));
     let bad = flow(json!({"priority": 5, "match": {"in_port": 1}, "actions": [{"group": 77}]}));
     let controller = stage.controller.clone();
-    let set = async |id: &str, flow: &FlowSpec| controller.set_flow(Dpid(5), id, Some(flow.clone())).await;
-    assert_eq!(switch.work(set("f", &good)).await.unwrap(), Progress::Applied);
+    let set = async |id: &str, flow: &FlowSpec| {
+        let item = Item::Flow(Arc::new(flow.clone()));
+        set(&controller, Subject::flow(Dpid(5), id), Some(item)).await
+    };
+    let applied = BTreeMap::from([(Dpid(5), Progress::Applied)]);
+    assert_eq!(switch.work(set("f", &good)).await.unwrap(), applied);
     for id in ["f", "g"] {
         let flow = if id == "g" { FlowSpec { priority: 6, ..bad.clone() } } else { bad.clone() };
         let Err(ChangeError::Refused(refusals)) = switch.work(set(id, &flow)).await else {
             panic!("refused")
         };
-        assert_eq!(refusals[&Dpid(5)][0].error, Some(ErrorCode::ACTION_BAD_OUT_GROUP));
+        let refusal = &refusals[&Dpid(5)][0];
+        assert!(matches!(refusal.what, Refused::Flow(_)));
+        assert_eq!(refusal.error, Some(ErrorCode::ACTION_BAD_OUT_GROUP));
     }
     let desired = stage.controller.desired();
     assert_eq!(desired.flows.len(), 1);
-    assert_eq!(desired.flows[&(Dpid(5), "f".into())], good);
+    assert_eq!(*desired.flows[&(Dpid(5), "f".into())], good);
     assert_eq!(switch.flows.len(), 1);
-    assert_eq!(switch.work(set("f", &good)).await.unwrap(), Progress::Applied);
+    assert_eq!(switch.work(set("f", &good)).await.unwrap(), applied);
 }
 
 #[tokio::test]
@@ -473,7 +622,7 @@ async fn hostile_switches_harm_nobody() {
     nonsense[1] = 77;
     line.stream.write_all(&nonsense.repeat(10)).await.unwrap();
     for _ in 0..10 {
-        let answer = good.work(line.next()).await.expect("a little nonsense is borne");
+        let answer = good.work(line.next_error()).await;
         let bad_type = matches!(&answer.body, Body::Error(e) if e.error == ErrorCode::BAD_TYPE);
         assert!(bad_type && answer.xid == 6, "{answer:?}");
     }
@@ -494,7 +643,7 @@ async fn some_flows(stage: &Stage) -> Vec<FlowStats> {
     };
     let line = Line::connect(stage.address).await;
     let flows = (1..900).map(flow).collect();
-    Switch { line, dpid: 0, flows, flow_mods: vec![], refused_group: None, errors: vec![] }.stats()
+    Switch { flows, ..Switch::new(line, 0) }.stats()
 }
 
 #[tokio::test]
@@ -524,6 +673,7 @@ async fn a_switch_that_confirms_nothing_delays_nobody_else() {
     let mut stuck = Line::connect(stage.address).await;
     let request = stuck.introduce(2, &[port(1, "p1")]).await;
     stuck.send(request.xid, Body::MultipartReply(MultipartReply::Flow(vec![]))).await;
+    stuck.answer_next_barrier().await;
     stage.settled(2).await;
     let ends = RefCell::new(Vec::new());
     let end = async |vlan, dpid, ports: &[u32]| {
@@ -536,4 +686,67 @@ async fn a_switch_that_confirms_nothing_delays_nobody_else() {
     assert!(matches!(stuck_progress[&Dpid(2)], Progress::Pending(_)), "{stuck_progress:?}");
     assert_eq!(good_progress[&Dpid(1)], Progress::Applied);
     assert_eq!(*ends.borrow(), [1, 2], "the good switch waited for the stuck one");
+}
+
+#[tokio::test]
+async fn bundles_and_meters_where_the_switch_has_them() {
+    let stage = Stage::new().await;
+    let mut switch = Switch::able(&stage, 1).await;
+    switch.work(stage.settled(1)).await;
+    switch.work(stage.network(10, 1, &[2])).await;
+    assert_eq!(switch.commits, 1, "all of it at once");
+    let attach = |average: u32| {
+        let rates = json!({"outbound": {"average": average}});
+        Some(json!({"network": "net10", "dpid": 1, "port": 1, "rates": rates}))
+    };
+    for average in [100, 200, 200] {
+        let progress = switch.work(stage.set(Kind::Attachment, "a", attach(average))).await.unwrap();
+        assert_eq!(progress, BTreeMap::from([(Dpid(1), Progress::Applied)]));
+    }
+    let commands: Vec<_> = switch.meter_mods.iter().map(|meter| meter.command).collect();
+    assert_eq!(commands, [MeterModCommand::Add, MeterModCommand::Modify], "the same again sends nothing");
+    // What the switch refuses in a bundle is refused by itself, and nothing of it stays.
+    switch.refused_group = Some(7);
+    let before = switch.flows.clone();
+    let two = json!({"flows": {
+        "1/good": {"table": 9, "actions": [{"output": 1}]}, "1/bad": {"table": 9, "priority": 1, "actions": [{"group": 7}]},
+    }});
+    let things = two["flows"].as_object().unwrap().iter().map(|(name, value)| {
+        let item = Item::from_json(Kind::Flow, value.clone(), &mut Errors::new());
+        (Subject::new(Kind::Flow, name), item)
+    });
+    let edit = Edit::new(things.collect());
+    let who = Identity::controller();
+    let Err(ChangeError::Refused(refusals)) = switch.work(stage.controller.change(&who, &edit)).await else {
+        panic!("refused")
+    };
+    assert_eq!(refusals[&Dpid(1)].len(), 1, "only the bad one is to blame");
+    assert_eq!(switch.flows, before);
+    switch.work(stage.set(Kind::Attachment, "a", None)).await.unwrap();
+    assert!(switch.meters.as_ref().unwrap().is_empty());
+    assert!(!switch.flows.values().any(|flow| format!("{:?}", flow.instructions).contains("Meter")));
+}
+
+#[tokio::test]
+async fn what_a_change_would_do_is_told_and_not_done() {
+    let stage = Stage::new().await;
+    let mut switch = Switch::able(&stage, 1).await;
+    switch.work(stage.network(10, 1, &[1, 2])).await;
+    let before = switch.flow_mods.len();
+    let ports = |ports: &[u32]| ports.iter().map(|port| json!({"dpid": 1, "port": port})).collect::<Vec<_>>();
+    let wider = json!({"vlan": 10, "ports": ports(&[1, 2, 3])});
+    let item = Item::from_json(Kind::Network, wider, &mut Errors::new());
+    let edit = Edit::one(Subject::new(Kind::Network, "net10"), item);
+    let preview = switch.work(stage.controller.preview(&edit)).await.unwrap();
+    assert_eq!(
+        preview.words,
+        ["change network net10: ports with {\"dpid\":1,\"mode\":\"access\",\"port\":3}"]
+    );
+    let changes = &preview.switches[&Dpid(1)].changes;
+    assert_eq!((changes.add.len(), changes.delete.len()), (4, 0), "classification three times, and flooding");
+    assert_eq!(switch.flow_mods.len(), before);
+    // What does not change forwarding sends nothing.
+    let same = json!({"vlan": 10, "mtu": 1400, "ports": ports(&[1, 2])});
+    switch.work(stage.set(Kind::Network, "net10", Some(same))).await.unwrap();
+    assert_eq!(switch.flow_mods.len(), before);
 }

@@ -174,9 +174,9 @@ fn networks_over_two_bridges_and_every_restart() {
     assert_reach(&hosts, APART);
 
     // Known destinations are not flooded.
-    let flood = ["table=2", "priority=10000", "dl_vlan=10"];
+    let flood = ["table=6", "priority=10000", "dl_vlan=10"];
     let known =
-        || stage.ovs.flows("br1").iter().filter(|f| f.contains("table=2") && f.contains("dl_dst")).count();
+        || stage.ovs.flows("br1").iter().filter(|f| f.contains("table=6") && f.contains("dl_dst")).count();
     assert!(
         holds_within(PATIENCE, || known() >= hosts.len()),
         "addresses are learned: {:#?}",

@@ -1,0 +1,554 @@
+//! One switch in session, without I/O: messages and wishes in, messages out. Time is an argument.
+
+mod ask;
+mod change;
+mod learn;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ofp::{
+    Body, BundleControl, BundleControlType, BundleFlags, ErrorCode, FlowMod, FlowRemoved, FlowStats,
+    FlowStatsRequest, MacAddr, Message, MeterConfig, MultipartReply, MultipartRequest, Port, PortNo,
+    PortState, PortStatus, PortStatusReason, Reassembler,
+};
+use tokio::sync::oneshot;
+
+use crate::addresses::Addresses;
+use crate::entry::{self, Cookie, FlowKey, MeterBody};
+use crate::layout::SwitchLayout;
+use crate::metrics::Metrics;
+use crate::plan::{Abilities, Owner, Plan};
+use crate::reconcile::{Flows, Meters};
+
+use ask::Asks;
+pub use ask::{Answer, AskError};
+use change::Sent;
+
+/// How long a switch may take to tell its flow entries, or to answer a barrier.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How long after somebody else deleted entries of ours they are written again: not at once, because two controllers
+/// that disagree must not spin.
+const REPAIR_DELAY: Duration = Duration::from_secs(1);
+/// How often old addresses are forgotten.
+const EXPIRY_INTERVAL: Duration = Duration::from_secs(10);
+/// Flow entries in one answer at most.
+pub const ENTRIES_MAX: usize = 200_000;
+/// Ports of one switch at most.
+pub const PORTS_MAX: usize = 65_536;
+
+/// What a switch refused.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Refused {
+    /// A flow entry.
+    Flow(FlowKey),
+    /// A meter.
+    Meter(u32),
+}
+
+/// A rule that the switch refused.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Refusal {
+    /// The rule.
+    pub what: Refused,
+    /// The switch's error; `None` when the rule is too long for a message.
+    pub error: Option<ErrorCode>,
+}
+
+/// What others may know of a switch in session.
+#[derive(Clone, Debug, Default)]
+pub struct Status {
+    /// Whether everything that can be had is in the switch.
+    pub settled: bool,
+    /// Its ports.
+    pub ports: BTreeMap<PortNo, Port>,
+    /// What it refused, by whom it was for.
+    pub refusals: BTreeMap<Owner, Vec<Refusal>>,
+    /// What cannot be had now, by whom it is for.
+    pub obstacles: BTreeMap<Owner, Vec<String>>,
+    /// Rules in it, without learned ones.
+    pub flows: usize,
+    /// Meters in it.
+    pub meters: usize,
+    /// Addresses learned.
+    pub addresses: usize,
+    /// What it can do.
+    pub abilities: Abilities,
+}
+
+/// Something that happened on a switch and that others want to know.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Happening {
+    /// A port came, went or changed.
+    Port {
+        /// Its number.
+        port: PortNo,
+        /// Its name.
+        name: String,
+        /// Whether packets can pass; `None`: it is gone.
+        up: Option<bool>,
+    },
+    /// An address appeared at another port.
+    Moved {
+        /// VLAN id.
+        vlan: u16,
+        /// The address.
+        mac: MacAddr,
+        /// Where it was.
+        from: PortNo,
+        /// Where it is.
+        to: PortNo,
+    },
+}
+
+/// What to do with flow entries that are not ours.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Foreign {
+    /// Leave them alone.
+    #[default]
+    Keep,
+    /// Delete them when the switch connects.
+    Remove,
+}
+
+/// The switch broke the protocol or its promises; the session ends.
+#[derive(Debug, thiserror::Error)]
+pub enum Broken {
+    /// No answer for too long.
+    #[error("no answer to {request} within {} s", PATIENCE.as_secs())]
+    Silent {
+        /// The request.
+        request: &'static str,
+    },
+    /// It refused what every switch must answer.
+    #[error("it refused {request}: {error}")]
+    Refused {
+        /// The request.
+        request: &'static str,
+        /// Its error.
+        error: ErrorCode,
+    },
+    /// Its parts make no answer.
+    #[error("its answer is no good")]
+    Reassembly(#[from] ofp::ReassemblyError),
+}
+
+/// Told when a wish is done.
+pub type Done = oneshot::Sender<Arc<Status>>;
+
+/// What is known of a switch while it is read back.
+struct Reading {
+    /// Requests: flow entries, meters, what meters it has, a bundle, and the barrier behind them.
+    flows: u32,
+    meters: u32,
+    meter_features: u32,
+    bundle: u32,
+    barrier: u32,
+    parts: Reassembler,
+    entries: Option<Vec<FlowStats>>,
+    configs: Vec<MeterConfig>,
+    abilities: Abilities,
+    barrier_passed: bool,
+}
+
+enum Phase {
+    /// Waits for what the switch has.
+    Reading(Box<Reading>),
+    Idle,
+    /// Waits for the barrier behind a change.
+    Changing {
+        barrier: u32,
+        sent: HashMap<u32, Sent>,
+        /// Whether it went out as a bundle, and whether that failed.
+        bundle: Option<bool>,
+        waiting: Vec<Done>,
+    },
+}
+
+/// One switch in session.
+pub struct Datapath {
+    metrics: Arc<Metrics>,
+    foreign: Foreign,
+    layout: Arc<SwitchLayout>,
+    ports: BTreeMap<PortNo, Port>,
+    abilities: Abilities,
+    plan: Plan,
+    installed: Flows,
+    meters: Meters,
+    refused: HashMap<FlowKey, (entry::FlowBody, Option<ErrorCode>)>,
+    refused_meters: HashMap<u32, (MeterBody, ErrorCode)>,
+    addresses: Addresses,
+    phase: Phase,
+    since: Instant,
+    /// Whether the plan has to be made anew.
+    dirty: bool,
+    repair_at: Option<Instant>,
+    expire_at: Instant,
+    waiting: Vec<Done>,
+    finished: Vec<Done>,
+    happenings: Vec<Happening>,
+    asks: Asks,
+    changed: bool,
+    out: Vec<Message>,
+    xid: u32,
+    bundle_id: u32,
+}
+
+impl Datapath {
+    /// A switch whose session begins; its first messages ask for what it has. `xid` is the last one used.
+    pub fn new(
+        ports: BTreeMap<PortNo, Port>,
+        layout: Arc<SwitchLayout>,
+        foreign: Foreign,
+        metrics: Arc<Metrics>,
+        xid: u32,
+        now: Instant,
+    ) -> Datapath {
+        let mut datapath = Datapath {
+            metrics,
+            foreign,
+            layout,
+            ports,
+            abilities: Abilities::default(),
+            plan: Plan::default(),
+            installed: Flows::new(),
+            meters: Meters::new(),
+            refused: HashMap::new(),
+            refused_meters: HashMap::new(),
+            addresses: Addresses::default(),
+            phase: Phase::Idle,
+            since: now,
+            dirty: true,
+            repair_at: None,
+            expire_at: now + EXPIRY_INTERVAL,
+            waiting: Vec::new(),
+            finished: Vec::new(),
+            happenings: Vec::new(),
+            asks: Asks::default(),
+            changed: true,
+            out: Vec::new(),
+            xid,
+            bundle_id: 1,
+        };
+        let request = match foreign {
+            Foreign::Keep => entry::ours_request(),
+            Foreign::Remove => FlowStatsRequest::default(),
+        };
+        let mut ask = |request| datapath.send(Body::MultipartRequest(request));
+        let flows = ask(MultipartRequest::Flow(request));
+        let meters = ask(MultipartRequest::MeterConfig(ofp::meter::ALL));
+        let meter_features = ask(MultipartRequest::MeterFeatures);
+        let bundle = datapath.send(datapath.bundle(BundleControlType::OpenRequest));
+        let barrier = datapath.send(Body::BarrierRequest);
+        datapath.phase = Phase::Reading(Box::new(Reading {
+            flows,
+            meters,
+            meter_features,
+            bundle,
+            barrier,
+            parts: Reassembler::new(ENTRIES_MAX),
+            entries: None,
+            configs: Vec::new(),
+            abilities: Abilities::default(),
+            barrier_passed: false,
+        }));
+        datapath
+    }
+
+    fn bundle(&self, kind: BundleControlType) -> Body {
+        let flags = BundleFlags(BundleFlags::ATOMIC.0 | BundleFlags::ORDERED.0);
+        Body::BundleControl(BundleControl { bundle_id: self.bundle_id, kind, flags, properties: vec![] })
+    }
+
+    fn send(&mut self, body: Body) -> u32 {
+        self.xid = self.xid.wrapping_add(1);
+        self.out.push(Message { xid: self.xid, body });
+        self.xid
+    }
+
+    /// The messages to send.
+    pub fn take_out(&mut self) -> Vec<Message> {
+        std::mem::take(&mut self.out)
+    }
+
+    /// Those whose wishes are done; to be told when the status is published.
+    pub fn take_finished(&mut self) -> Vec<Done> {
+        std::mem::take(&mut self.finished)
+    }
+
+    /// What happened since the last call.
+    pub fn take_happenings(&mut self) -> Vec<Happening> {
+        std::mem::take(&mut self.happenings)
+    }
+
+    /// Whether an answer to a long request is under way.
+    pub fn is_reading(&self) -> bool {
+        matches!(self.phase, Phase::Reading(_)) || !self.asks.is_empty()
+    }
+
+    /// What others may know, if that changed since the last call.
+    pub fn take_status(&mut self) -> Option<Arc<Status>> {
+        std::mem::take(&mut self.changed).then(|| Arc::new(self.status()))
+    }
+
+    /// The addresses learned: VLAN, address, port, and how long ago.
+    pub fn addresses(&self, now: Instant) -> Vec<(u16, MacAddr, PortNo, Duration)> {
+        self.addresses.list(now)
+    }
+
+    fn status(&self) -> Status {
+        let mut refusals = BTreeMap::<Owner, Vec<Refusal>>::new();
+        let mut refuse = |owner: Option<&Owner>, what, error| {
+            let owner = owner.cloned().unwrap_or(Owner::Networks);
+            refusals.entry(owner).or_default().push(Refusal { what, error });
+        };
+        for (key, (_, error)) in &self.refused {
+            refuse(self.plan.owners.get(key), Refused::Flow(key.clone()), *error);
+        }
+        for (id, (_, error)) in &self.refused_meters {
+            refuse(self.plan.meter_owners.get(id), Refused::Meter(*id), Some(*error));
+        }
+        refusals.values_mut().for_each(|list| list.sort_by(|a, b| a.what.cmp(&b.what)));
+        Status {
+            settled: !self.dirty && matches!(self.phase, Phase::Idle),
+            ports: self.ports.clone(),
+            refusals,
+            obstacles: self.plan.obstacles.clone(),
+            flows: self.installed.len(),
+            meters: self.meters.len(),
+            addresses: self.addresses.len(),
+            abilities: self.abilities,
+        }
+    }
+
+    /// The operator wants something else; `done` is told when the switch has it, or has refused it.
+    pub fn wish(&mut self, now: Instant, layout: Arc<SwitchLayout>, done: Done) {
+        if !Arc::ptr_eq(&self.layout, &layout) {
+            self.layout = layout;
+            self.dirty = true;
+        }
+        self.changed = true;
+        self.waiting.push(done);
+        self.change(now);
+        if matches!(self.phase, Phase::Idle) {
+            self.finished.append(&mut self.waiting);
+        }
+    }
+
+    /// A message from the switch.
+    ///
+    /// # Errors
+    /// The switch is of no use; the session is to be closed.
+    pub fn receive(&mut self, now: Instant, message: Message) -> Result<(), Broken> {
+        let xid = message.xid;
+        match message.body {
+            Body::MultipartReplyMore(reply) => self.part(now, xid, true, reply)?,
+            Body::MultipartReply(reply) => self.part(now, xid, false, reply)?,
+            Body::Error(error) => self.error(xid, error.error)?,
+            Body::BarrierReply => self.barrier(now, xid),
+            Body::BundleControl(control) => self.bundle_answer(xid, control.kind),
+            Body::PacketIn(packet_in) => self.packet_in(now, &packet_in),
+            Body::PortStatus(status) => self.port_status(now, status),
+            Body::FlowRemoved(removed) => self.flow_removed(now, &removed),
+            answer => self.asks.answer(xid, answer),
+        }
+        Ok(())
+    }
+
+    /// When [`Datapath::tick`] has something to do.
+    pub fn deadline(&self) -> Instant {
+        let patience = (!matches!(self.phase, Phase::Idle)).then_some(self.since + PATIENCE);
+        let times = [patience, self.repair_at, self.asks.deadline()];
+        times.into_iter().flatten().fold(self.expire_at, Instant::min)
+    }
+
+    /// Time has passed.
+    ///
+    /// # Errors
+    /// The switch was silent for too long.
+    pub fn tick(&mut self, now: Instant) -> Result<(), Broken> {
+        if now >= self.since + PATIENCE {
+            match self.phase {
+                Phase::Reading(_) => {
+                    return Err(Broken::Silent { request: "the request for its flow entries" });
+                }
+                Phase::Changing { .. } => return Err(Broken::Silent { request: "a barrier" }),
+                Phase::Idle => {}
+            }
+        }
+        if self.repair_at.is_some_and(|at| now >= at) {
+            self.repair_at = None;
+            self.dirty = true;
+            self.change(now);
+        }
+        if now >= self.expire_at {
+            self.expire_at = now + EXPIRY_INTERVAL;
+            self.addresses.expire(now);
+            self.changed = true;
+        }
+        self.asks.expire(now);
+        Ok(())
+    }
+
+    fn part(&mut self, now: Instant, xid: u32, more: bool, reply: MultipartReply) -> Result<(), Broken> {
+        let Phase::Reading(reading) = &mut self.phase else {
+            self.asks.part(xid, more, reply);
+            return Ok(());
+        };
+        if ![reading.flows, reading.meters, reading.meter_features].contains(&xid) {
+            self.asks.part(xid, more, reply);
+            return Ok(());
+        }
+        match reading.parts.push(xid, more, reply)? {
+            Some(MultipartReply::Flow(entries)) if xid == reading.flows => reading.entries = Some(entries),
+            Some(MultipartReply::MeterConfig(configs)) if xid == reading.meters => reading.configs = configs,
+            Some(MultipartReply::MeterFeatures(features)) if xid == reading.meter_features => {
+                reading.abilities.meter_max = features.max_meter;
+            }
+            _ => {}
+        }
+        self.read(now);
+        Ok(())
+    }
+
+    fn bundle_answer(&mut self, xid: u32, kind: BundleControlType) {
+        let Phase::Reading(reading) = &mut self.phase else { return };
+        if reading.bundle == xid && kind == BundleControlType::OpenReply {
+            reading.abilities.bundles = true;
+            let discard = self.bundle(BundleControlType::DiscardRequest);
+            self.send(discard);
+        }
+    }
+
+    /// Goes on when the switch has told everything: what did not come before the barrier, it has not.
+    fn read(&mut self, now: Instant) {
+        let Phase::Reading(reading) = &mut self.phase else { return };
+        let Some(entries) = reading.entries.take_if(|_| reading.barrier_passed) else { return };
+        let configs = std::mem::take(&mut reading.configs);
+        self.abilities = reading.abilities;
+        self.plan = Plan::new(&self.layout, &self.ports, self.abilities);
+        let (mut learned, mut foreign) = (Vec::new(), Vec::new());
+        for stats in &entries {
+            let (key, body) = entry::from_stats(stats);
+            match Cookie::from_number(body.cookie) {
+                Some(Cookie::Learned(_)) => learned.push((key, body, stats.duration_sec)),
+                Some(_) => drop(self.installed.insert(key, body)),
+                None => foreign.push((key, body.cookie)),
+            }
+        }
+        self.meters = self.our_meters(&configs);
+        self.phase = Phase::Idle;
+        if self.foreign == Foreign::Remove {
+            for (key, cookie) in foreign {
+                let flow_mod = FlowMod { cookie, cookie_mask: u64::MAX, ..entry::delete(&key) };
+                self.metrics.flow_deletes.add(1);
+                self.send(Body::FlowMod(flow_mod));
+            }
+        }
+        self.adopt(now, learned);
+        self.dirty = true;
+        self.changed = true;
+        self.change(now);
+        if matches!(self.phase, Phase::Idle) {
+            self.finished.append(&mut self.waiting);
+        }
+    }
+
+    /// Meters carry no cookie: ours are those that rules of ours use or shall use.
+    fn our_meters(&self, configs: &[MeterConfig]) -> Meters {
+        let of_body = |body: &entry::FlowBody| {
+            body.instructions.iter().find_map(|instruction| match instruction {
+                ofp::Instruction::Meter(id) => Some(*id),
+                _ => None,
+            })
+        };
+        let used: std::collections::HashSet<u32> = self.installed.values().filter_map(of_body).collect();
+        let ours = configs
+            .iter()
+            .filter(|c| used.contains(&c.meter_id) || self.plan.meters.contains_key(&c.meter_id));
+        // What is not of our making is shown as a meter that nobody wants, and so replaced.
+        let strange = MeterBody { packets: true, rate: 0, burst: 0 };
+        ours.map(|config| (config.meter_id, MeterBody::from_config(config).unwrap_or(strange))).collect()
+    }
+
+    fn error(&mut self, xid: u32, error: ErrorCode) -> Result<(), Broken> {
+        if let Phase::Reading(reading) = &self.phase {
+            if [reading.meters, reading.meter_features, reading.bundle].contains(&xid) {
+                return Ok(());
+            }
+            for (request, of) in
+                [("the request for its flow entries", reading.flows), ("a barrier", reading.barrier)]
+            {
+                if of == xid {
+                    return Err(Broken::Refused { request, error });
+                }
+            }
+        }
+        if self.asks.refused(xid, error) {
+            return Ok(());
+        }
+        self.metrics.errors.add(1);
+        match self.phase {
+            Phase::Changing { barrier, .. } if barrier == xid => {
+                Err(Broken::Refused { request: "a barrier", error })
+            }
+            Phase::Changing { .. } => {
+                self.change_refused(xid, error);
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn barrier(&mut self, now: Instant, xid: u32) {
+        if let Phase::Reading(reading) = &mut self.phase
+            && reading.barrier == xid
+        {
+            reading.barrier_passed = true;
+            return self.read(now);
+        }
+        if self.asks.barrier(xid) {
+            return;
+        }
+        self.change_confirmed(now, xid);
+    }
+
+    fn port_status(&mut self, now: Instant, status: PortStatus) {
+        let PortStatus { reason, port } = status;
+        let number = port.port_no;
+        let gone = reason == PortStatusReason::Delete;
+        let down = port.state.contains(PortState::LINK_DOWN) || gone;
+        if down && self.plan.members.keys().any(|&(_, member)| member == number) {
+            // Its hosts may come up elsewhere.
+            self.forget_learned(None, number);
+            self.addresses.retain(|_, port| port != number);
+        }
+        self.changed = true;
+        let up = !port.config.contains(ofp::PortConfig::PORT_DOWN) && !down;
+        let name = port.name.to_string();
+        self.happenings.push(Happening::Port { port: number, name, up: (!gone).then_some(up) });
+        let before = self.ports.get(&number).map(|port| port.name);
+        let after = (!gone).then_some(port.name);
+        if gone {
+            self.ports.remove(&number);
+        } else if self.ports.contains_key(&number) || self.ports.len() < PORTS_MAX {
+            self.ports.insert(number, port);
+        }
+        if before != after {
+            // What was refused for want of this port may be taken now.
+            self.refused.clear();
+            self.dirty = true;
+            self.change(now);
+        }
+    }
+
+    fn flow_removed(&mut self, now: Instant, removed: &FlowRemoved) {
+        let key = FlowKey::new(removed.table_id, removed.priority, &removed.matching);
+        // Deletions of our own were taken off the list when they were sent.
+        if self.installed.get(&key).is_some_and(|body| body.cookie == removed.cookie) {
+            self.installed.remove(&key);
+            self.repair_at.get_or_insert(now + REPAIR_DELAY);
+        }
+    }
+}
