@@ -11,6 +11,7 @@ use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use serde_json::{Map, Value, json};
 use telemetry::Problem;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// How long a command waits for a daemon that is still starting.
@@ -31,6 +32,31 @@ impl RunDir {
     pub fn admin_socket(&self, daemon: &str) -> PathBuf {
         self.run_dir.join(format!("{daemon}.admin.sock"))
     }
+}
+
+/// Where the controller is.
+#[derive(clap::Args)]
+pub struct ControllerAt {
+    /// REST address of the controller, such as 127.0.0.1:8080 [default: its socket in --run-dir]
+    #[arg(long = "controller", env = "SLUICE_CONTROLLER", value_name = "ADDRESS:PORT")]
+    address: Option<String>,
+    #[command(flatten)]
+    run_dir: RunDir,
+}
+
+impl ControllerAt {
+    /// Asks or tells the controller.
+    pub fn request(&self, method: Method, path: &str, body: Option<&Value>) -> anyhow::Result<Value> {
+        match &self.address {
+            Some(address) => request_at(&Endpoint::Tcp(address.clone()), method, path, body),
+            None => request(&self.run_dir.admin_socket("controller"), method, path, body),
+        }
+    }
+}
+
+enum Endpoint {
+    Unix(PathBuf),
+    Tcp(String),
 }
 
 /// A daemon refused what was asked.
@@ -112,11 +138,20 @@ pub fn put_numbers<const N: usize>(body: &mut Map<String, Value>, values: [(&str
 
 /// Sends one request to the admin socket `socket` and returns the answer's JSON (null when it has no body).
 pub fn request(socket: &Path, method: Method, path: &str, body: Option<&Value>) -> anyhow::Result<Value> {
+    request_at(&Endpoint::Unix(socket.to_owned()), method, path, body)
+}
+
+fn request_at(
+    endpoint: &Endpoint,
+    method: Method,
+    path: &str,
+    body: Option<&Value>,
+) -> anyhow::Result<Value> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let until = Instant::now() + STARTING_PATIENCE;
         loop {
-            match exchange(socket, method.clone(), path, body).await {
+            match exchange(endpoint, method.clone(), path, body).await {
                 Err(error) if is_starting(&error) && Instant::now() < until => {
                     tokio::time::sleep(STARTING_PAUSE).await;
                 }
@@ -138,7 +173,7 @@ pub fn stream(socket: &Path, path: &str, file: &mut dyn Write) -> anyhow::Result
     runtime.block_on(async {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
-        let mut body = send(socket, Method::GET, path, None).await?.into_body();
+        let mut body = send(&Endpoint::Unix(socket.to_owned()), Method::GET, path, None).await?.into_body();
         loop {
             let frame = tokio::select! {
                 frame = body.frame() => frame,
@@ -155,31 +190,56 @@ pub fn stream(socket: &Path, path: &str, file: &mut dyn Write) -> anyhow::Result
     })
 }
 
-async fn exchange(socket: &Path, method: Method, path: &str, body: Option<&Value>) -> anyhow::Result<Value> {
-    let bytes = send(socket, method, path, body).await?.into_body().collect().await?.to_bytes();
+async fn exchange(
+    endpoint: &Endpoint,
+    method: Method,
+    path: &str,
+    body: Option<&Value>,
+) -> anyhow::Result<Value> {
+    let bytes = send(endpoint, method, path, body).await?.into_body().collect().await?.to_bytes();
     if bytes.is_empty() { Ok(Value::Null) } else { Ok(serde_json::from_slice(&bytes)?) }
 }
 
 /// Sends a request; an answer that is no success is an error.
 async fn send(
-    socket: &Path,
+    endpoint: &Endpoint,
     method: Method,
     path: &str,
     body: Option<&Value>,
 ) -> anyhow::Result<Response<Incoming>> {
-    let stream = tokio::net::UnixStream::connect(socket).await.with_context(|| {
-        format!(
-            "no daemon answers at {}; is it running, and is --run-dir (SLUICE_RUN_DIR) right?",
-            socket.display()
-        )
-    })?;
+    match endpoint {
+        Endpoint::Unix(socket) => {
+            let stream = tokio::net::UnixStream::connect(socket).await.with_context(|| {
+                format!(
+                    "no daemon answers at {}; is it running, and is --run-dir (SLUICE_RUN_DIR) right?",
+                    socket.display()
+                )
+            })?;
+            send_over(stream, "localhost", method, path, body).await
+        }
+        Endpoint::Tcp(address) => {
+            let stream = tokio::net::TcpStream::connect(address).await.with_context(|| {
+                format!("no controller answers at {address}; is --controller (SLUICE_CONTROLLER) right?")
+            })?;
+            send_over(stream, address, method, path, body).await
+        }
+    }
+}
+
+async fn send_over(
+    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    host: &str,
+    method: Method,
+    path: &str,
+    body: Option<&Value>,
+) -> anyhow::Result<Response<Incoming>> {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);
     let bytes = body.map(Value::to_string).unwrap_or_default();
     let request = Request::builder()
         .method(method)
         .uri(path)
-        .header("host", "localhost")
+        .header("host", host)
         .header("content-type", "application/json")
         .body(Full::new(Bytes::from(bytes)))?;
     let answer = sender.send_request(request).await?;

@@ -1,23 +1,26 @@
 //! `sluice`: disks and network for QEMU/KVM guests in one program. This package is glue: command line, config files, wiring.
 #![forbid(unsafe_code)]
 
+mod acl;
 mod blk;
 mod capture;
 mod client;
 mod controller;
 mod fdb;
 mod flow;
+mod net;
 mod output;
 mod pool;
 mod port;
 mod settings;
 mod switch;
+mod topology;
 mod trace;
 mod volume;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 
 /// Disks and network for QEMU/KVM guests.
 #[derive(Parser)]
@@ -49,6 +52,17 @@ enum Noun {
     Trace(trace::Args),
     /// Capture the frames of a port of the switch
     Capture(capture::Args),
+    /// Networks of the controller, and what is attached to them
+    Net(net::Args),
+    /// ACLs (security groups) of the controller
+    Acl(acl::Args),
+    /// The controller's switches and what connects them
+    Topology(topology::Args),
+    /// Print completions for a shell, to be read by it
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
 }
 
 fn main() -> ExitCode {
@@ -63,6 +77,13 @@ fn main() -> ExitCode {
         Noun::Flow(args) => flow::run(args),
         Noun::Trace(args) => trace::run(args),
         Noun::Capture(args) => capture::run(args),
+        Noun::Net(args) => net::run(args),
+        Noun::Acl(args) => acl::run(args),
+        Noun::Topology(args) => topology::run(&args),
+        Noun::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "sluice", &mut std::io::stdout());
+            Ok(())
+        }
     };
     output::exit(result)
 }

@@ -17,6 +17,29 @@ pub enum Format {
     Json,
 }
 
+/// How what the controller says is printed.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Style {
+    /// For people
+    Table,
+    /// For programs
+    Json,
+    /// For files
+    Yaml,
+}
+
+impl Style {
+    /// Prints `value`, as a table by `table`.
+    pub fn print(self, value: &Value, table: impl FnOnce(&Value)) -> anyhow::Result<()> {
+        match self {
+            Style::Table => table(value),
+            Style::Json => json(value),
+            Style::Yaml => print!("{}", serde_saphyr::to_string(value)?),
+        }
+        Ok(())
+    }
+}
+
 /// Input that this program itself found wrong: exit code 2, like a refusal by a daemon.
 #[derive(Debug)]
 pub struct BadInput(pub String);

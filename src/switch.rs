@@ -10,6 +10,7 @@ use vswitch::config::{DaemonConfig, OpenFlowAddress, parse_controller, parse_lis
 
 use crate::output;
 use crate::settings::Settings;
+use crate::topology;
 
 /// Arguments of `sluice switch`.
 #[derive(clap::Args)]
@@ -24,6 +25,8 @@ enum Verb {
     Run(Box<Flags>),
     /// Check flags and configuration file, and do nothing else
     Check(Box<Flags>),
+    /// List the switches of the controller
+    List(topology::Args),
 }
 
 /// Each flag may also stand in the TOML file, with `_` for `-`.
@@ -209,6 +212,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             telemetry::logs::init(telemetry::logs::Format::Text);
             Ok(vswitch::daemon::run(config)?)
         }
+        Verb::List(args) => topology::switches(&args),
         Verb::Check(flags) => {
             let config = flags.resolve()?;
             output::line(format_args!("the configuration is good: {config:?}"));

@@ -29,6 +29,10 @@ const STOP_LIMIT: Duration = Duration::from_secs(7);
 pub struct DaemonConfig {
     /// Directory of the desired state.
     pub state_dir: PathBuf,
+    /// Directory of the socket.
+    pub run_dir: PathBuf,
+    /// Whether the daemon is of no use without its socket: its directory was asked for.
+    pub socket_needed: bool,
     /// Where switches connect.
     pub openflow: SocketAddr,
     /// Where REST is served.
@@ -115,6 +119,14 @@ async fn serve(config: DaemonConfig) -> Result<(), DaemonError> {
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let stopped = async { drop(stopped.await) };
     let local = Identity::local("local", config.rest.to_string());
+    let _socket = match rest::serve_socket(&config.run_dir, controller.clone()).await {
+        Ok(socket) => Some(socket),
+        Err(error) if config.socket_needed => return Err(error.into()),
+        Err(error) => {
+            tracing::warn!(%error, "REST is not served on a socket");
+            None
+        }
+    };
     let router = rest::router(controller).layer(axum::Extension(local));
     let mut served = tokio::spawn(axum::serve(rest, router).with_graceful_shutdown(stopped).into_future());
     tokio::select! {

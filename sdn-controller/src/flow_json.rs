@@ -195,6 +195,12 @@ fn parse_number(text: &str) -> Option<u128> {
     number.ok().filter(|_| unsigned).map(u128::from)
 }
 
+/// A value without its mask: an address as text, anything else as a number.
+pub fn show_value(field: Field, value: u128) -> Value {
+    let ipv4 = matches!(field, Field::Ipv4Src | Field::Ipv4Dst | Field::ArpSpa | Field::ArpTpa);
+    if ipv4 || matches!(field.bits(), 48 | 128) { json!(show_one(field, value)) } else { json!(value as u64) }
+}
+
 /// The value of a field as [`read_field`] reads it.
 fn field_value(oxm: &OxmField) -> Value {
     let (Some(field), Some((value, mask))) = (oxm.field(), oxm.numbers()) else { return Value::Null };

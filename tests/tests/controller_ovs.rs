@@ -87,6 +87,7 @@ impl Stage {
 fn controller(ovs: &Ovs, directory: &tempfile::TempDir) -> Process {
     let mut command = ovs.namespace.command(binary::sluice().to_str().unwrap());
     command.args(["controller", "run", "--state-dir"]).arg(directory.path().join("state"));
+    command.arg("--run-dir").arg(directory.path());
     command.args(["--openflow", &format!("tcp:{OPENFLOW}"), "--rest", REST, "--metrics", METRICS]);
     let log = directory.path().join("controller.log");
     let mut process = Process::start("controller", &command, &log, Lifetime::Ours).unwrap();

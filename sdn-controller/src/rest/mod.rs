@@ -4,18 +4,22 @@ mod describe;
 mod document;
 mod events;
 mod objects;
+mod page;
+mod ryu;
+mod stats;
 mod switches;
 
 use std::sync::Arc;
 use std::time::Instant;
 
-use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
+use axum::extract::{ConnectInfo, DefaultBodyLimit, MatchedPath, Request, State};
 use axum::http::{Method, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
-use axum::routing::{MethodRouter, get, post, put};
+use axum::routing::{MethodRouter, get, put};
 use axum::{Extension, Json, Router};
 use telemetry::Problem;
+use telemetry::http::{AdminSocket, Peer, ServeError};
 
 use crate::auth::{Identity, Role};
 use crate::controller::{ChangeError, Controller};
@@ -43,7 +47,6 @@ pub fn router(controller: Arc<Controller>) -> Router {
         .route("/v1/counters", get(switches::counters))
         .route("/v1/topology", get(switches::topology))
         .route("/v1/document", get(document::export).merge(put(document::apply)))
-        .route("/v1/apply", post(document::apply))
         .route("/v1/events", get(events::stream))
         .route("/v1/audit", get(document::audit));
     for &kind in Kind::ALL.iter().filter(|kind| **kind != Kind::Flow) {
@@ -52,6 +55,8 @@ pub fn router(controller: Arc<Controller>) -> Router {
         router = router.route(&path, many).route(&format!("{path}/{{name}}"), one);
     }
     router
+        .merge(page::routes())
+        .merge(stats::routes())
         .fallback(async |request: Request| {
             Problem::not_found(format!("there is no {}", request.uri().path()))
         })
@@ -63,6 +68,27 @@ pub fn router(controller: Arc<Controller>) -> Router {
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .layer(middleware::from_fn_with_state(controller.clone(), count))
         .with_state(controller)
+}
+
+/// Serves REST on `<run_dir>/controller.admin.sock`, to whom its mode lets in; who it is is told by the kernel.
+///
+/// # Errors
+/// The socket cannot be had.
+pub async fn serve_socket(
+    run_dir: &std::path::Path,
+    controller: Arc<Controller>,
+) -> Result<telemetry::http::Server, ServeError> {
+    let path = run_dir.join("controller.admin.sock");
+    let failed = |source| ServeError::Socket { attempt: "make the directory of", path: path.clone(), source };
+    std::fs::create_dir_all(run_dir).map_err(failed)?;
+    let router = router(controller).layer(middleware::from_fn(name_peer));
+    telemetry::http::serve_admin(AdminSocket::new(path), router).await
+}
+
+async fn name_peer(ConnectInfo(peer): ConnectInfo<Peer>, mut request: Request, next: Next) -> Response {
+    let process = peer.pid.map_or("a process".to_owned(), |pid| format!("process {pid}"));
+    request.extensions_mut().insert(Identity::local(format!("user {}", peer.uid), process));
+    next.run(request).await
 }
 
 /// Whoever looks needs less than whoever changes.

@@ -158,6 +158,7 @@ impl std::fmt::Display for Report {
         let [blk, switch, controller] = self.metrics;
         writeln!(f, "metrics  http://{blk}/metrics  http://{switch}/metrics  http://{controller}/metrics")?;
         writeln!(f, "REST     http://{}/v1/networks  (description: /openapi.json)", self.rest)?;
+        writeln!(f, "page     http://{}/", self.rest)?;
         write!(
             f,
             "{} in {:.0} s after the build, guests on {}",
@@ -175,7 +176,7 @@ impl LeftRunning {
         let ids: Vec<_> = self.processes.iter().map(u32::to_string).collect();
         writeln!(f, "\n\nEverything is still running. To look at it:")?;
         writeln!(f, "  export SLUICE_RUN_DIR={}", self.run_directory.display())?;
-        for command in ["volume list", "port list", "fdb show", "flow show"] {
+        for command in ["volume list", "port list", "fdb show", "flow show", "net list", "switch list"] {
             writeln!(f, "  {program} {command}")?;
         }
         writeln!(f, "  curl http://{rest}/v1/switches")?;

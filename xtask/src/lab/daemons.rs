@@ -129,9 +129,7 @@ impl Site {
         std::fs::create_dir_all(&state)?;
         let mut command = Command::new(&self.program);
         command.args([noun, "run", "--state-dir", &state]);
-        if noun != "controller" {
-            command.arg("--run-dir").arg(self.run_dir());
-        }
+        command.arg("--run-dir").arg(self.run_dir());
         command.args(["--metrics", &metrics.to_string()]).args(args);
         command.env("SLUICE_RUN_DIR", self.run_dir());
         let log = self.dir.join(format!("{noun}.log"));
