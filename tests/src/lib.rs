@@ -4,13 +4,14 @@
 //! driver's side of a ring ([`driver_queue`]) in shared memory ([`guest_ram`]), a network and a block driver on
 //! top ([`net_frontend`], [`blk_frontend`]); what a disk must hold ([`disk_model`]); the program under test
 //! ([`binary`]) and its daemons ([`daemon`]); a device that echoes for tests of the session itself ([`echo_device`]); the log ([`log_lines`]);
-//! Open vSwitch with hosts around it ([`ovs`]).
+//! Open vSwitch with hosts around it ([`ovs`]); a browser ([`browser`]).
 
 use std::time::{Duration, Instant};
 
 pub mod bad_messages;
 pub mod binary;
 pub mod blk_frontend;
+pub mod browser;
 pub mod daemon;
 pub mod disk_model;
 pub mod driver_queue;

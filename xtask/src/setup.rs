@@ -39,6 +39,7 @@ const TOOLS: &[Tool] = &[
     tool("ovs-pki", "openvswitch-common"),
     tool("ovs-testcontroller", "openvswitch-testcontroller"),
     tool("openssl", "openssl"),
+    tool("chromium", "chromium"),
     tool("systemd-analyze", "systemd"),
     tool("git", "git"),
     tool("cc", "gcc"),
