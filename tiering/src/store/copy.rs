@@ -15,7 +15,13 @@ impl Store {
         let Some(extent) = self.allocate(&part) else { return self.wait_for_room(part) };
         let scratch = self.scratch_free.pop().expect("there is one");
         self.lock(&part);
+        // Held before a slot is sought for the copy: a volume at its maximum of hot bytes gives up its oldest one for that.
         let source_slot = self.hot.find(source);
+        let (valid, fresh) = source_slot.map_or((0, false), |slot| {
+            self.policy.hit(slot);
+            self.hot.slot_mut(slot).users += 1;
+            (self.hot.slot(slot).valid, self.hot.slot(slot).fresh)
+        });
         let target = self.hot_slot_for(&part, extent, true);
         if let Some(slot) = target {
             let state = self.hot.slot_mut(slot);
@@ -23,11 +29,6 @@ impl Store {
             state.users += 1;
         }
         let wanted = !pages_covered(part.start, part.len);
-        let (valid, fresh) = source_slot.map_or((0, false), |slot| {
-            self.policy.hit(slot);
-            self.hot.slot_mut(slot).users += 1;
-            (self.hot.slot(slot).valid, self.hot.slot(slot).fresh)
-        });
         let job = self.job(JobKind::CopyOnWrite, extent);
         let state = self.jobs.at(job);
         (state.part, state.slot, state.source_slot, state.scratch) =

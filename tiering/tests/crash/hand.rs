@@ -313,3 +313,22 @@ fn pinned_ranges_stay_and_are_remembered() {
     }
     assert!(!is_hot(&world, 1));
 }
+
+#[test]
+fn a_copy_does_not_push_out_what_it_copies() {
+    let mut world = fresh();
+    let id = world.store.create_volume(4 * UNIT_BYTES).unwrap();
+    assert_eq!(write(&mut world, id, 0), Some(Ok(())));
+    world.store.demote_unit(id, 0);
+    world.settle(|_, _| {});
+    assert!(
+        matches!(world.store.explain(id, 0), Ok(Explanation::Hot { dirty: 0, .. })),
+        "clean, and its only slot"
+    );
+    world.store.set_limits(id, Limits { hot_max_bytes: Some(UNIT_BYTES), ..Limits::default() }).unwrap();
+    let snapshot = world.store.fork_volume(id, false).unwrap();
+    world.settle(|_, _| {});
+    assert_eq!(request(&mut world, RequestKind::Write, id, 0, 8), Some(Ok(())));
+    let sectors = |world: &mut World, id| world.read_volume(id, UNIT_SECTORS).unwrap();
+    assert_eq!(sectors(&mut world, snapshot)[8..], sectors(&mut world, id)[8..]);
+}
