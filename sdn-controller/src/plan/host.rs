@@ -243,7 +243,8 @@ impl Plan {
 
 /// Packets on their way to a port of a segment.
 fn to_port(vlan: u16, port: PortNo) -> Match {
-    Match::any().with(OxmField::Metadata(Masked::exact(destination_number(vlan, port))))
+    // The VLAN is in the number already, but a switch takes the tag off only where the match says that there is one.
+    in_vlan(vlan).with(OxmField::Metadata(Masked::exact(destination_number(vlan, port))))
 }
 
 /// What a host with these addresses may send, as far as it is IP.

@@ -50,8 +50,14 @@ const ABLE: Abilities = Abilities { meter_max: 1 << 18, bundles: true };
 fn plan_of(desired: &Desired, ports: &BTreeMap<PortNo, Port>) -> Plan {
     let layout = Layout::new(desired, &Layout::default());
     let plan = Plan::new(&layout.of(Dpid(1)), ports, ABLE);
-    for key in plan.flows.keys() {
+    for (key, body) in &plan.flows {
         key.matching.validate().unwrap_or_else(|error| panic!("{key:?}: {error}"));
+        let pops = body.instructions.iter().any(|instruction| match instruction {
+            Instruction::ApplyActions(actions) => actions.contains(&Action::PopVlan),
+            _ => false,
+        });
+        // Open vSwitch refuses to take off a tag that the match does not ask for.
+        assert!(!pops || key.matching.field(ofp::Field::VlanVid).is_some(), "{key:?}");
     }
     plan
 }
