@@ -329,6 +329,8 @@ fn a_copy_does_not_push_out_what_it_copies() {
     let snapshot = world.store.fork_volume(id, false).unwrap();
     world.settle(|_, _| {});
     assert_eq!(request(&mut world, RequestKind::Write, id, 0, 8), Some(Ok(())));
+    let source = world.store.explain(snapshot, 0);
+    assert!(matches!(source, Ok(Explanation::Hot { .. })), "the copy needed it: {source:?}");
     let sectors = |world: &mut World, id| world.read_volume(id, UNIT_SECTORS).unwrap();
     assert_eq!(sectors(&mut world, snapshot)[8..], sectors(&mut world, id)[8..]);
 }
