@@ -115,7 +115,8 @@ pub fn install(progress: &Progress) -> anyhow::Result<PathBuf> {
 fn in_namespace(order: &Order, python: &Path) -> anyhow::Result<Report> {
     let directory = tempfile::tempdir()?;
     let mut command = Command::new("unshare");
-    command.arg("--net").arg("--").arg(std::env::current_exe()?);
+    // By this name we are found also when our file was built anew since we started.
+    command.arg("--net").arg("--").arg(format!("/proc/{}/exe", std::process::id()));
     command.args(["judge", "ryu", "--inside"]).arg(directory.path()).env("JUDGE_PYTHON", python);
     for part in &order.parts {
         command.args(["--part", part]);
