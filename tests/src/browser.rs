@@ -88,7 +88,7 @@ impl Browser {
         browser
     }
 
-    fn call(&mut self, method: &str, params: Value) -> Value {
+    fn ask(&mut self, method: &str, params: Value) -> Result<Value, Value> {
         let id = self.next;
         self.next += 1;
         let mut message = json!({"id": id, "method": method, "params": params});
@@ -106,10 +106,20 @@ impl Browser {
                 answer.unwrap_or_else(|_| panic!("no answer to {method}: {}", self.process.output()));
             // Anything else is an event that nobody asked for.
             if answer["id"] == json!(id) {
-                assert!(answer["error"].is_null(), "{method}: {answer:#}");
-                return answer["result"].clone();
+                return if answer["error"].is_null() { Ok(answer["result"].clone()) } else { Err(answer) };
             }
         }
+    }
+
+    fn call(&mut self, method: &str, params: Value) -> Value {
+        self.ask(method, params).unwrap_or_else(|answer| panic!("{method}: {answer:#}"))
+    }
+
+    /// The value of an expression, or what the browser says against it.
+    fn value(&mut self, expression: &str) -> Result<Value, Value> {
+        let params = json!({"expression": expression, "returnByValue": true, "awaitPromise": true});
+        let result = self.ask("Runtime.evaluate", params)?;
+        if result["exceptionDetails"].is_null() { Ok(result["result"]["value"].clone()) } else { Err(result) }
     }
 
     /// Goes to an address.
@@ -125,19 +135,16 @@ impl Browser {
     /// # Panics
     /// The expression throws.
     pub fn evaluate(&mut self, expression: &str) -> Value {
-        let params = json!({"expression": expression, "returnByValue": true, "awaitPromise": true});
-        let result = self.call("Runtime.evaluate", params);
-        assert!(result["exceptionDetails"].is_null(), "{expression}: {result:#}");
-        result["result"]["value"].clone()
+        self.value(expression).unwrap_or_else(|answer| panic!("{expression}: {answer:#}"))
     }
 
-    /// Waits until an expression is true.
+    /// Waits until an expression is true; while the page is loaded it may throw.
     ///
     /// # Panics
     /// It does not become true in time.
     #[track_caller]
     pub fn until(&mut self, expression: &str) {
-        let holds = crate::holds_within(PATIENCE, || self.evaluate(expression) == json!(true));
+        let holds = crate::holds_within(PATIENCE, || self.value(expression) == Ok(json!(true)));
         assert!(holds, "{expression}: {}", self.evaluate("document.body.innerText"));
     }
 
