@@ -7,9 +7,9 @@ use hyper::Method;
 use serde_json::{Value, json};
 
 use crate::client::{self, ControllerAt};
-use crate::controller::{DryRun, read_document};
+use crate::controller::{DryRun, Look, read_document};
 use crate::net::change;
-use crate::output::{self, Style};
+use crate::output;
 
 /// Arguments of `sluice acl`.
 #[derive(clap::Args)]
@@ -35,20 +35,14 @@ enum Verb {
     /// List the ACLs
     List {
         #[command(flatten)]
-        at: ControllerAt,
-        /// How to print
-        #[arg(short, long, value_enum, default_value = "table")]
-        output: Style,
+        look: Look,
     },
     /// Show the rules of an ACL and how often each was hit
     Show {
         /// Name of the ACL
         name: String,
         #[command(flatten)]
-        at: ControllerAt,
-        /// How to print
-        #[arg(short, long, value_enum, default_value = "table")]
-        output: Style,
+        look: Look,
     },
     /// Delete an ACL
     Delete {
@@ -68,11 +62,11 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             change(&at, &dry, Method::PUT, ("/v1/acls", &name), Some(&read_document(&file)?))
         }
         Verb::Delete { name, dry, at } => change(&at, &dry, Method::DELETE, ("/v1/acls", &name), None),
-        Verb::List { at, output } => {
+        Verb::List { look: Look { at, output } } => {
             let acls = at.request(Method::GET, "/v1/acls", None)?;
             output.print(&acls["acls"], list)
         }
-        Verb::Show { name, at, output } => {
+        Verb::Show { name, look: Look { at, output } } => {
             let mut acl = at.request(Method::GET, &client::path("/v1/acls", &name), None)?;
             let counters = at.request(Method::GET, "/v1/counters", None)?;
             acl["hits"] = counters["acls"][&name].clone();

@@ -6,7 +6,7 @@ use clap::Subcommand;
 use vhost_blk::config::DaemonConfig;
 
 use crate::output;
-use crate::settings::Settings;
+use crate::settings::{Settings, WorkerFlags};
 
 /// Arguments of `sluice blk`.
 #[derive(clap::Args)]
@@ -32,18 +32,8 @@ struct Flags {
     /// Where the list of volumes is kept [default: /var/lib/sluice/blk]
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
-    /// Where the sockets stand [default: /run/sluice]
-    #[arg(long, value_name = "DIR", env = "SLUICE_RUN_DIR")]
-    run_dir: Option<PathBuf>,
-    /// Serve Prometheus metrics at this address
-    #[arg(long, value_name = "ADDRESS:PORT")]
-    metrics: Option<String>,
-    /// Processors for the workers, one worker each, such as 0,1 [default: one worker, not pinned]
-    #[arg(long, value_name = "LIST")]
-    cores: Option<String>,
-    /// How long an idle worker polls before it sleeps, in microseconds [default: 50]
-    #[arg(long, value_name = "US")]
-    spin_us: Option<String>,
+    #[command(flatten)]
+    worker: WorkerFlags,
 }
 
 impl Flags {
@@ -53,10 +43,10 @@ impl Flags {
             state_dir: settings
                 .path("state_dir", self.state_dir.as_deref())
                 .unwrap_or_else(|| PathBuf::from("/var/lib/sluice/blk")),
-            run_dir: settings.run_dir(self.run_dir.as_deref()),
-            metrics: settings.metrics(self.metrics.as_deref()),
-            cores: settings.cores(self.cores.as_deref()),
-            spin_us: settings.spin_us(self.spin_us.as_deref()),
+            run_dir: settings.run_dir(self.worker.run_dir.as_deref()),
+            metrics: settings.metrics(self.worker.metrics.as_deref()),
+            cores: settings.cores(self.worker.cores.as_deref()),
+            spin_us: settings.spin_us(self.worker.spin_us.as_deref()),
         };
         settings.finish()?;
         Ok(config)

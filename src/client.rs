@@ -34,6 +34,79 @@ impl RunDir {
     }
 }
 
+/// What a daemon keeps many of, by name: volumes, pools, ports.
+pub struct Collection {
+    /// The daemon, as in [`RunDir::admin_socket`].
+    pub daemon: &'static str,
+    /// Where its admin API has them.
+    pub path: &'static str,
+}
+
+impl Collection {
+    /// Asks for all of them.
+    pub fn list(&self, at: &RunDir) -> anyhow::Result<Value> {
+        self.send(at, Method::GET, self.path, None)
+    }
+
+    /// Makes one more, as `body` says.
+    pub fn make(&self, at: &RunDir, body: &Value) -> anyhow::Result<Value> {
+        self.send(at, Method::POST, self.path, Some(body))
+    }
+
+    /// Asks for one of them.
+    pub fn show(&self, at: &RunDir, name: &str) -> anyhow::Result<Value> {
+        self.one(at, Method::GET, name, None)
+    }
+
+    /// Asks for, changes or deletes one of them.
+    pub fn one(
+        &self,
+        at: &RunDir,
+        method: Method,
+        name: &str,
+        body: Option<&Value>,
+    ) -> anyhow::Result<Value> {
+        self.send(at, method, &path(self.path, name), body)
+    }
+
+    /// Has something done to one of them.
+    pub fn act(&self, at: &RunDir, name: &str, verb: &str, body: Option<&Value>) -> anyhow::Result<Value> {
+        self.send(at, Method::POST, &format!("{}/{verb}", path(self.path, name)), body)
+    }
+
+    fn send(&self, at: &RunDir, method: Method, path: &str, body: Option<&Value>) -> anyhow::Result<Value> {
+        request(&at.admin_socket(self.daemon), method, path, body)
+    }
+}
+
+/// Owner, group and mode of a socket, which the daemon checks.
+#[derive(clap::Args)]
+pub struct SocketFlags {
+    /// Owner of the socket, a name or id
+    #[arg(long, value_name = "USER")]
+    socket_owner: Option<String>,
+    /// Group of the socket, a name or id
+    #[arg(long, value_name = "GROUP")]
+    socket_group: Option<String>,
+    /// Mode of the socket in octal, such as 0660
+    #[arg(long, value_name = "MODE")]
+    socket_mode: Option<String>,
+}
+
+impl SocketFlags {
+    /// Puts what was given into the body of a request.
+    pub fn put(&self, body: &mut Map<String, Value>) {
+        put_texts(
+            body,
+            [
+                ("socket_owner", &self.socket_owner),
+                ("socket_group", &self.socket_group),
+                ("socket_mode", &self.socket_mode),
+            ],
+        );
+    }
+}
+
 /// Where the controller is.
 #[derive(clap::Args)]
 pub struct ControllerAt {
@@ -124,14 +197,16 @@ pub fn put_paths<const N: usize>(body: &mut Map<String, Value>, values: [(&str, 
     }
 }
 
-/// The same for numbers. What is no number goes out as it is, so that the daemon names it among everything else.
+/// A number if it is one; else the text, so that the daemon names it among everything else.
+pub fn number(text: &str) -> Value {
+    text.parse::<u64>().map_or_else(|_| json!(text), |number| json!(number))
+}
+
+/// The same for what [`number`] makes of the texts.
 pub fn put_numbers<const N: usize>(body: &mut Map<String, Value>, values: [(&str, &Option<String>); N]) {
     for (key, value) in values {
         if let Some(text) = value {
-            body.insert(
-                key.to_string(),
-                text.parse::<u64>().map_or_else(|_| json!(text), |number| json!(number)),
-            );
+            body.insert(key.to_string(), number(text));
         }
     }
 }

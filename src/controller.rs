@@ -53,6 +53,16 @@ struct Apply {
     at: ControllerAt,
 }
 
+/// Which controller is asked, and how its answer is printed.
+#[derive(clap::Args)]
+pub struct Look {
+    #[command(flatten)]
+    pub at: ControllerAt,
+    /// How to print
+    #[arg(short, long, value_enum, default_value = "table")]
+    pub output: Style,
+}
+
 /// Whether something is only to be tried.
 #[derive(clap::Args)]
 pub struct DryRun {

@@ -1,10 +1,12 @@
 //! `sluice fdb`: the addresses the switch has learned.
 
 use clap::Subcommand;
-use hyper::Method;
+use serde_json::Value;
 
-use crate::client::{self, RunDir};
-use crate::output::{self, Format};
+use crate::client::Collection;
+use crate::output::{self, Look};
+
+const ADDRESSES: Collection = Collection { daemon: "switch", path: "/v1/fdb" };
 
 /// Arguments of `sluice fdb`.
 #[derive(clap::Args)]
@@ -18,26 +20,22 @@ enum Verb {
     /// Show the learned addresses
     Show {
         #[command(flatten)]
-        daemon: RunDir,
-        /// How to print
-        #[arg(short, long, value_enum, default_value = "table")]
-        output: Format,
+        look: Look,
     },
 }
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let Verb::Show { daemon, output } = args.verb;
-    let entries = client::request(&daemon.admin_socket("switch"), Method::GET, "/v1/fdb", None)?;
-    if output == Format::Json {
-        output::json(&entries);
-        return Ok(());
-    }
+    let Verb::Show { look } = args.verb;
+    look.output.print(&ADDRESSES.list(&look.daemon)?, table);
+    Ok(())
+}
+
+fn table(entries: &Value) {
     let rows = entries
         .as_array()
         .into_iter()
         .flatten()
         .map(|entry| ["vlan", "mac", "port", "ofport", "age_s"].map(|key| output::text(&entry[key])));
     output::table(["VLAN", "MAC", "PORT", "OFPORT", "AGE (S)"], rows);
-    Ok(())
 }

@@ -1,10 +1,12 @@
 //! `sluice flow`: the flow entries of the switch.
 
 use clap::Subcommand;
-use hyper::Method;
+use serde_json::Value;
 
-use crate::client::{self, RunDir};
-use crate::output::{self, Format};
+use crate::client::Collection;
+use crate::output::{self, Look};
+
+const FLOWS: Collection = Collection { daemon: "switch", path: "/v1/flows" };
 
 /// Arguments of `sluice flow`.
 #[derive(clap::Args)]
@@ -18,23 +20,19 @@ enum Verb {
     /// Show the flow entries with their counters
     Show {
         #[command(flatten)]
-        daemon: RunDir,
-        /// How to print
-        #[arg(short, long, value_enum, default_value = "table")]
-        output: Format,
+        look: Look,
     },
 }
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let Verb::Show { daemon, output } = args.verb;
-    let flows = client::request(&daemon.admin_socket("switch"), Method::GET, "/v1/flows", None)?;
-    if output == Format::Json {
-        output::json(&flows);
-        return Ok(());
-    }
+    let Verb::Show { look } = args.verb;
+    look.output.print(&FLOWS.list(&look.daemon)?, print);
+    Ok(())
+}
+
+fn print(flows: &Value) {
     for flow in flows.as_array().into_iter().flatten() {
         output::line(output::text(&flow["text"]));
     }
-    Ok(())
 }

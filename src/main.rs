@@ -57,7 +57,7 @@ enum Noun {
     /// ACLs (security groups) of the controller
     Acl(acl::Args),
     /// The controller's switches and what connects them
-    Topology(topology::Args),
+    Topology(controller::Look),
     /// Print completions for a shell, to be read by it
     Completions {
         /// The shell

@@ -4,9 +4,9 @@ use clap::Subcommand;
 use hyper::Method;
 use serde_json::{Map, Value, json};
 
-use crate::client::{self, ControllerAt};
-use crate::controller::DryRun;
-use crate::output::{self, Style};
+use crate::client::{self, ControllerAt, number};
+use crate::controller::{DryRun, Look};
+use crate::output;
 
 /// Arguments of `sluice net`.
 #[derive(clap::Args)]
@@ -22,20 +22,14 @@ enum Verb {
     /// List the networks
     List {
         #[command(flatten)]
-        at: ControllerAt,
-        /// How to print
-        #[arg(short, long, value_enum, default_value = "table")]
-        output: Style,
+        look: Look,
     },
     /// Show one network and what is attached to it
     Show {
         /// Name of the network
         name: String,
         #[command(flatten)]
-        at: ControllerAt,
-        /// How to print
-        #[arg(short, long, value_enum, default_value = "table")]
-        output: Style,
+        look: Look,
     },
     /// Delete a network
     Delete {
@@ -130,11 +124,6 @@ struct Attach {
     at: ControllerAt,
 }
 
-/// A number if it is one; else the text, so that the daemon names it among everything else.
-fn number(text: &str) -> Value {
-    text.parse::<u64>().map_or_else(|_| json!(text), |number| json!(number))
-}
-
 fn rate(text: &str) -> Value {
     let keys = ["average", "peak", "burst"];
     let parts = text.split(',').zip(keys).filter(|(part, _)| !part.is_empty());
@@ -212,11 +201,11 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         }
         Verb::Delete { name, dry, at } => change(&at, &dry, Method::DELETE, ("/v1/networks", &name), None),
         Verb::Detach { name, dry, at } => change(&at, &dry, Method::DELETE, ("/v1/attachments", &name), None),
-        Verb::List { at, output } => {
+        Verb::List { look: Look { at, output } } => {
             let networks = at.request(Method::GET, "/v1/networks", None)?;
             output.print(&networks["networks"], list)
         }
-        Verb::Show { name, at, output } => {
+        Verb::Show { name, look: Look { at, output } } => {
             let mut network = at.request(Method::GET, &client::path("/v1/networks", &name), None)?;
             let query = client::path("/v1/attachments?network=", &name).replacen("=/", "=", 1);
             let attachments = at.request(Method::GET, &query, None)?;

@@ -5,8 +5,9 @@ use std::process::ExitCode;
 
 use comfy_table::{ContentArrangement, Table, presets};
 use serde_json::Value;
+use telemetry::check::show_size;
 
-use crate::client::Refusal;
+use crate::client::{Refusal, RunDir};
 
 /// How lists and objects are printed.
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -15,6 +16,26 @@ pub enum Format {
     Table,
     /// For programs
     Json,
+}
+
+impl Format {
+    /// Prints `value`, as a table by `table`.
+    pub fn print(self, value: &Value, table: impl FnOnce(&Value)) {
+        match self {
+            Format::Table => table(value),
+            Format::Json => json(value),
+        }
+    }
+}
+
+/// Which daemon is asked, and how its answer is printed.
+#[derive(clap::Args)]
+pub struct Look {
+    #[command(flatten)]
+    pub daemon: RunDir,
+    /// How to print
+    #[arg(short, long, value_enum, default_value = "table")]
+    pub output: Format,
 }
 
 /// How what the controller says is printed.
@@ -88,6 +109,11 @@ pub fn tagged(value: &Value) -> String {
         return text(value);
     };
     format!("{kind} {}", text(value))
+}
+
+/// A number of bytes as a cell of a table.
+pub fn bytes(value: &Value) -> String {
+    value.as_u64().map_or_else(|| text(value), show_size)
 }
 
 /// Prints one line.

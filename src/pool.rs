@@ -7,8 +7,10 @@ use hyper::Method;
 use serde_json::{Map, Value, json};
 use telemetry::check::show_size;
 
-use crate::client::{self, RunDir};
-use crate::output::{self, Format};
+use crate::client::{self, Collection, RunDir};
+use crate::output::{self, Look, bytes};
+
+const POOLS: Collection = Collection { daemon: "blk", path: "/v1/pools" };
 
 /// Arguments of `sluice pool`.
 #[derive(clap::Args)]
@@ -24,20 +26,14 @@ enum Verb {
     /// List the pools
     List {
         #[command(flatten)]
-        daemon: RunDir,
-        /// How to print
-        #[arg(short, long, value_enum, default_value = "table")]
-        output: Format,
+        look: Look,
     },
     /// Show one pool: its devices, space, state and volumes
     Show {
         /// Name of the pool
         name: String,
         #[command(flatten)]
-        daemon: RunDir,
-        /// How to print
-        #[arg(short, long, value_enum, default_value = "table")]
-        output: Format,
+        look: Look,
     },
     /// Open a pool that failed, once what was missing is back
     Open {
@@ -102,44 +98,25 @@ impl Create {
 pub fn run(args: Args) -> anyhow::Result<()> {
     match args.verb {
         Verb::Create(create) => {
-            let made = ask(&create.daemon, Method::POST, "", Some(&create.body()))?;
+            let made = POOLS.make(&create.daemon, &create.body())?;
             let usage = &made["usage"];
             let (cold, hot) = (bytes(&usage["cold_bytes"]), bytes(&usage["hot_bytes"]));
             output::line(format_args!("{} has {cold} for data, {hot} of them hot at a time", create.name));
             warn(&made);
         }
-        Verb::List { daemon, output } => {
-            let pools = ask(&daemon, Method::GET, "", None)?;
-            match output {
-                Format::Json => output::json(&pools),
-                Format::Table => list(&pools),
-            }
-        }
-        Verb::Show { name, daemon, output } => {
-            let pool = ask(&daemon, Method::GET, &name, None)?;
-            match output {
-                Format::Json => output::json(&pool),
-                Format::Table => show(&pool),
-            }
-        }
+        Verb::List { look } => look.output.print(&POOLS.list(&look.daemon)?, list),
+        Verb::Show { name, look } => look.output.print(&POOLS.show(&look.daemon, &name)?, show),
         Verb::Open { name, degraded, daemon } => {
-            let path = format!("{}/open", client::path("/v1/pools", &name));
-            let body = json!({ "degraded": degraded });
-            let pool = client::request(&daemon.admin_socket("blk"), Method::POST, &path, Some(&body))?;
+            let pool = POOLS.act(&daemon, &name, "open", Some(&json!({ "degraded": degraded })))?;
             output::line(format_args!("{name} is {}", state(&pool)));
             warn(&pool);
         }
         Verb::Delete { name, daemon } => {
-            ask(&daemon, Method::DELETE, &name, None)?;
+            POOLS.one(&daemon, Method::DELETE, &name, None)?;
             output::line(format_args!("{name} is forgotten; its devices are left alone"));
         }
     }
     Ok(())
-}
-
-fn ask(daemon: &RunDir, method: Method, name: &str, body: Option<&Value>) -> anyhow::Result<Value> {
-    let path = if name.is_empty() { "/v1/pools".to_string() } else { client::path("/v1/pools", name) };
-    client::request(&daemon.admin_socket("blk"), method, &path, body)
 }
 
 /// Shows what to look after.
@@ -194,8 +171,4 @@ fn show(pool: &Value) {
     rows.push(["volumes".to_string(), volumes.join(", ")]);
     output::table(["", ""], rows);
     warn(pool);
-}
-
-fn bytes(value: &Value) -> String {
-    value.as_u64().map_or_else(|| output::text(value), show_size)
 }

@@ -6,8 +6,10 @@ use clap::Subcommand;
 use hyper::Method;
 use serde_json::{Map, Value, json};
 
-use crate::client::{self, RunDir};
-use crate::output::{self, Format};
+use crate::client::{self, Collection, RunDir, SocketFlags};
+use crate::output::{self, Look};
+
+const PORTS: Collection = Collection { daemon: "switch", path: "/v1/ports" };
 
 /// Arguments of `sluice port`.
 #[derive(clap::Args)]
@@ -23,20 +25,14 @@ enum Verb {
     /// List the ports
     List {
         #[command(flatten)]
-        daemon: RunDir,
-        /// How to print
-        #[arg(short, long, value_enum, default_value = "table")]
-        output: Format,
+        look: Look,
     },
     /// Show one port
     Show {
         /// Name of the port
         name: String,
         #[command(flatten)]
-        daemon: RunDir,
-        /// How to print
-        #[arg(short, long, value_enum, default_value = "table")]
-        output: Format,
+        look: Look,
     },
     /// Delete a port
     Delete {
@@ -82,15 +78,8 @@ struct Add {
     /// Number of queue pairs, 1 to 8 [default: 1]
     #[arg(long, value_name = "COUNT")]
     queue_pairs: Option<String>,
-    /// Owner of the socket, a name or id
-    #[arg(long, value_name = "USER")]
-    socket_owner: Option<String>,
-    /// Group of the socket, a name or id
-    #[arg(long, value_name = "GROUP")]
-    socket_group: Option<String>,
-    /// Mode of the socket in octal, such as 0660
-    #[arg(long, value_name = "MODE")]
-    socket_mode: Option<String>,
+    #[command(flatten)]
+    socket: SocketFlags,
     #[command(flatten)]
     daemon: RunDir,
 }
@@ -115,15 +104,9 @@ impl Add {
         client::put_paths(&mut body, [("client", &self.client)]);
         client::put_texts(
             &mut body,
-            [
-                ("af_packet", &self.af_packet),
-                ("tap", &self.tap),
-                ("trunk", &self.trunk),
-                ("socket_owner", &self.socket_owner),
-                ("socket_group", &self.socket_group),
-                ("socket_mode", &self.socket_mode),
-            ],
+            [("af_packet", &self.af_packet), ("tap", &self.tap), ("trunk", &self.trunk)],
         );
+        self.socket.put(&mut body);
         Value::Object(body)
     }
 }
@@ -132,35 +115,18 @@ impl Add {
 pub fn run(args: Args) -> anyhow::Result<()> {
     match args.verb {
         Verb::Add(add) => {
-            let made = ask(&add.daemon, Method::POST, "", Some(&add.body()))?;
+            let made = PORTS.make(&add.daemon, &add.body())?;
             let socket = made["socket_path"].as_str().map(|path| format!(" at {path}")).unwrap_or_default();
             output::line(format_args!("{} is port {}{socket}", add.name, made["ofport"]));
         }
-        Verb::List { daemon, output } => {
-            let ports = ask(&daemon, Method::GET, "", None)?;
-            match output {
-                Format::Json => output::json(&ports),
-                Format::Table => list(&ports),
-            }
-        }
-        Verb::Show { name, daemon, output } => {
-            let port = ask(&daemon, Method::GET, &name, None)?;
-            match output {
-                Format::Json => output::json(&port),
-                Format::Table => output::fields(&port),
-            }
-        }
+        Verb::List { look } => look.output.print(&PORTS.list(&look.daemon)?, list),
+        Verb::Show { name, look } => look.output.print(&PORTS.show(&look.daemon, &name)?, output::fields),
         Verb::Delete { name, daemon } => {
-            ask(&daemon, Method::DELETE, &name, None)?;
+            PORTS.one(&daemon, Method::DELETE, &name, None)?;
             output::line(format_args!("{name} is deleted"));
         }
     }
     Ok(())
-}
-
-fn ask(daemon: &RunDir, method: Method, name: &str, body: Option<&Value>) -> anyhow::Result<Value> {
-    let path = if name.is_empty() { "/v1/ports".to_string() } else { client::path("/v1/ports", name) };
-    client::request(&daemon.admin_socket("switch"), method, &path, body)
 }
 
 /// `any`, `access 10`, `trunk 10,20 native 1`.

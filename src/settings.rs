@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use clap::Args;
 use telemetry::check::Errors;
 
 use crate::output::BadInput;
@@ -14,6 +15,23 @@ use crate::output::BadInput;
 const SPIN_US_MAX: u32 = 1_000_000;
 /// What pays for itself as soon as requests come one by one.
 const SPIN_US_DEFAULT: u32 = 50;
+
+/// The flags of a daemon whose work is done by worker threads.
+#[derive(Args)]
+pub struct WorkerFlags {
+    /// Where the sockets stand [default: /run/sluice]
+    #[arg(long, value_name = "DIR", env = "SLUICE_RUN_DIR")]
+    pub run_dir: Option<PathBuf>,
+    /// Serve Prometheus metrics at this address
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub metrics: Option<String>,
+    /// Processors for the workers, one worker each, such as 0,1 [default: one worker, not pinned]
+    #[arg(long, value_name = "LIST")]
+    pub cores: Option<String>,
+    /// How long an idle worker polls before it sleeps, in microseconds [default: 50]
+    #[arg(long, value_name = "US")]
+    pub spin_us: Option<String>,
+}
 
 /// Reads settings one by one and remembers what was wrong with them.
 pub struct Settings {

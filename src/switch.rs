@@ -8,8 +8,9 @@ use telemetry::tls::{Tls, TlsFiles};
 use vswitch::bridge::{BridgeConfig, FailMode};
 use vswitch::config::{DaemonConfig, OpenFlowAddress, parse_controller, parse_listener};
 
+use crate::controller::Look;
 use crate::output;
-use crate::settings::Settings;
+use crate::settings::{Settings, WorkerFlags};
 use crate::topology;
 
 /// Arguments of `sluice switch`.
@@ -26,7 +27,7 @@ enum Verb {
     /// Check flags and configuration file, and do nothing else
     Check(Box<Flags>),
     /// List the switches of the controller
-    List(topology::Args),
+    List(Look),
 }
 
 /// Each flag may also stand in the TOML file, with `_` for `-`.
@@ -38,18 +39,8 @@ struct Flags {
     /// Where the list of ports is kept [default: /var/lib/sluice/switch]
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
-    /// Where the sockets stand [default: /run/sluice]
-    #[arg(long, value_name = "DIR", env = "SLUICE_RUN_DIR")]
-    run_dir: Option<PathBuf>,
-    /// Serve Prometheus metrics at this address
-    #[arg(long, value_name = "ADDRESS:PORT")]
-    metrics: Option<String>,
-    /// Processors for the workers, one worker each, such as 0,1 [default: one worker, not pinned]
-    #[arg(long, value_name = "LIST")]
-    cores: Option<String>,
-    /// How long an idle worker polls before it sleeps, in microseconds [default: 50]
-    #[arg(long, value_name = "US")]
-    spin_us: Option<String>,
+    #[command(flatten)]
+    worker: WorkerFlags,
     /// OpenFlow datapath id, decimal or hexadecimal with 0x [default: 1]
     #[arg(long, value_name = "ID")]
     dpid: Option<String>,
@@ -96,10 +87,10 @@ impl Flags {
             state_dir: settings
                 .path("state_dir", self.state_dir.as_deref())
                 .unwrap_or_else(|| PathBuf::from("/var/lib/sluice/switch")),
-            run_dir: settings.run_dir(self.run_dir.as_deref()),
-            metrics: settings.metrics(self.metrics.as_deref()),
-            cores: settings.cores(self.cores.as_deref()),
-            spin_us: settings.spin_us(self.spin_us.as_deref()),
+            run_dir: settings.run_dir(self.worker.run_dir.as_deref()),
+            metrics: settings.metrics(self.worker.metrics.as_deref()),
+            cores: settings.cores(self.worker.cores.as_deref()),
+            spin_us: settings.spin_us(self.worker.spin_us.as_deref()),
             bridge: BridgeConfig {
                 datapath_id: settings
                     .get("dpid", self.dpid.as_deref(), "give a number from 1 to 2^64-1", parse_dpid)

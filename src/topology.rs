@@ -3,23 +3,13 @@
 use hyper::Method;
 use serde_json::{Value, json};
 
-use crate::client::ControllerAt;
-use crate::output::{self, Style};
-
-/// Arguments of both.
-#[derive(clap::Args)]
-pub struct Args {
-    #[command(flatten)]
-    at: ControllerAt,
-    /// How to print
-    #[arg(short, long, value_enum, default_value = "table")]
-    output: Style,
-}
+use crate::controller::Look;
+use crate::output;
 
 /// Runs `sluice topology`.
-pub fn run(args: &Args) -> anyhow::Result<()> {
-    let topology = args.at.request(Method::GET, "/v1/topology", None)?;
-    args.output.print(&topology, |topology| {
+pub fn run(look: &Look) -> anyhow::Result<()> {
+    let topology = look.at.request(Method::GET, "/v1/topology", None)?;
+    look.output.print(&topology, |topology| {
         let end = |end: &Value| match end {
             Value::Null => "outside".to_owned(),
             end => format!("switch {} port {}", end["dpid"], output::text(&end["port"])),
@@ -34,9 +24,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 /// Runs `sluice switch list`.
-pub fn switches(args: &Args) -> anyhow::Result<()> {
-    let switches = args.at.request(Method::GET, "/v1/switches", None)?;
-    args.output.print(&switches["switches"], |switches| {
+pub fn switches(look: &Look) -> anyhow::Result<()> {
+    let switches = look.at.request(Method::GET, "/v1/switches", None)?;
+    look.output.print(&switches["switches"], |switches| {
         let rows = switches.as_array().into_iter().flatten().map(|switch| {
             let state = match (switch["connected"] == json!(true), switch["settled"] == json!(true)) {
                 (false, _) => "absent",

@@ -3,8 +3,8 @@
 use hyper::Method;
 use serde_json::Value;
 
-use crate::client::{self, RunDir};
-use crate::output::{self, Format};
+use crate::client;
+use crate::output::{self, Look};
 
 /// Arguments of `sluice trace`.
 #[derive(clap::Args)]
@@ -15,22 +15,15 @@ pub struct Args {
     #[arg(required = true)]
     frame: Vec<String>,
     #[command(flatten)]
-    daemon: RunDir,
-    /// How to print
-    #[arg(short, long, value_enum, default_value = "table")]
-    output: Format,
+    look: Look,
 }
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
     let frame = client::escape(&args.frame.join(" "));
     let path = format!("{}/trace?frame={frame}", client::path("/v1/ports", &args.port));
-    let trace = client::request(&args.daemon.admin_socket("switch"), Method::GET, &path, None)?;
-    if args.output == Format::Json {
-        output::json(&trace);
-    } else {
-        print(&trace);
-    }
+    let trace = client::request(&args.look.daemon.admin_socket("switch"), Method::GET, &path, None)?;
+    args.look.output.print(&trace, print);
     Ok(())
 }
 

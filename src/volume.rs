@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use clap::Subcommand;
 use hyper::Method;
 use serde_json::{Map, Value, json};
-use telemetry::check::show_size;
 
-use crate::client::{self, RunDir};
-use crate::output::{self, Format};
+use crate::client::{self, Collection, RunDir, SocketFlags};
+use crate::output::{self, Look};
+
+const VOLUMES: Collection = Collection { daemon: "blk", path: "/v1/volumes" };
 
 /// Arguments of `sluice volume`.
 #[derive(clap::Args)]
@@ -24,20 +25,14 @@ enum Verb {
     /// List the volumes
     List {
         #[command(flatten)]
-        daemon: RunDir,
-        /// How to print
-        #[arg(short, long, value_enum, default_value = "table")]
-        output: Format,
+        look: Look,
     },
     /// Show one volume
     Show {
         /// Name of the volume
         name: String,
         #[command(flatten)]
-        daemon: RunDir,
-        /// How to print
-        #[arg(short, long, value_enum, default_value = "table")]
-        output: Format,
+        look: Look,
     },
     /// Grow a volume; its guests see the new size at once
     Resize {
@@ -89,9 +84,7 @@ impl Fork {
         body.insert("name".to_string(), json!(self.name));
         body.insert("writable".to_string(), json!(writable));
         client::put_texts(&mut body, [("serial", &self.serial)]);
-        let path = format!("{}/copies", client::path("/v1/volumes", &self.from));
-        let socket = self.daemon.admin_socket("blk");
-        let made = client::request(&socket, Method::POST, &path, Some(&Value::Object(body)))?;
+        let made = VOLUMES.act(&self.daemon, &self.from, "copies", Some(&Value::Object(body)))?;
         output::line(format_args!("{} is served at {}", self.name, output::text(&made["socket_path"])));
         Ok(())
     }
@@ -132,15 +125,8 @@ struct Create {
     /// Logical block size, 512 or 4096 [default: 512]
     #[arg(long)]
     block_size: Option<String>,
-    /// Owner of the socket, a name or id
-    #[arg(long, value_name = "USER")]
-    socket_owner: Option<String>,
-    /// Group of the socket, a name or id
-    #[arg(long, value_name = "GROUP")]
-    socket_group: Option<String>,
-    /// Mode of the socket in octal, such as 0660
-    #[arg(long, value_name = "MODE")]
-    socket_mode: Option<String>,
+    #[command(flatten)]
+    socket: SocketFlags,
     #[command(flatten)]
     daemon: RunDir,
 }
@@ -158,16 +144,9 @@ impl Create {
         client::put_paths(&mut body, [("file", &self.file), ("device", &self.device)]);
         client::put_texts(
             &mut body,
-            [
-                ("size_bytes", &self.size),
-                ("pool", &self.pool),
-                ("pin", &self.pin),
-                ("serial", &self.serial),
-                ("socket_owner", &self.socket_owner),
-                ("socket_group", &self.socket_group),
-                ("socket_mode", &self.socket_mode),
-            ],
+            [("size_bytes", &self.size), ("pool", &self.pool), ("pin", &self.pin), ("serial", &self.serial)],
         );
+        self.socket.put(&mut body);
         Value::Object(body)
     }
 }
@@ -176,47 +155,29 @@ impl Create {
 pub fn run(args: Args) -> anyhow::Result<()> {
     match args.verb {
         Verb::Create(create) => {
-            let made = ask(&create.daemon, Method::POST, "", Some(&create.body()))?;
+            let made = VOLUMES.make(&create.daemon, &create.body())?;
             output::line(format_args!("{} is served at {}", create.name, output::text(&made["socket_path"])));
         }
-        Verb::List { daemon, output } => {
-            let volumes = ask(&daemon, Method::GET, "", None)?;
-            match output {
-                Format::Json => output::json(&volumes),
-                Format::Table => list(&volumes),
-            }
-        }
-        Verb::Show { name, daemon, output } => {
-            let volume = ask(&daemon, Method::GET, &name, None)?;
-            match output {
-                Format::Json => output::json(&volume),
-                Format::Table => output::fields(&volume),
-            }
-        }
+        Verb::List { look } => look.output.print(&VOLUMES.list(&look.daemon)?, list),
+        Verb::Show { name, look } => look.output.print(&VOLUMES.show(&look.daemon, &name)?, output::fields),
         Verb::Resize { name, size, daemon } => {
-            let volume = ask(&daemon, Method::PATCH, &name, Some(&json!({ "size_bytes": size })))?;
-            output::line(format_args!("{name} has {}", bytes(&volume["size_bytes"])));
+            let volume = VOLUMES.one(&daemon, Method::PATCH, &name, Some(&json!({ "size_bytes": size })))?;
+            output::line(format_args!("{name} has {}", output::bytes(&volume["size_bytes"])));
         }
         Verb::Reopen { name, daemon } => {
-            let path = format!("{}/reopen", client::path("/v1/volumes", &name));
-            client::request(&daemon.admin_socket("blk"), Method::POST, &path, None)?;
+            VOLUMES.act(&daemon, &name, "reopen", None)?;
             output::line(format_args!("{name} is served again"));
         }
         Verb::Clone(fork) => fork.make(true)?,
         Verb::Snapshot(fork) => fork.make(false)?,
         Verb::Delete { name, daemon } => {
-            let volume = ask(&daemon, Method::GET, &name, None)?;
-            ask(&daemon, Method::DELETE, &name, None)?;
+            let volume = VOLUMES.show(&daemon, &name)?;
+            VOLUMES.one(&daemon, Method::DELETE, &name, None)?;
             let data = if volume["backing"]["pool"].is_null() { "left alone" } else { "deleted" };
             output::line(format_args!("{name} is no longer served; its data are {data}"));
         }
     }
     Ok(())
-}
-
-fn ask(daemon: &RunDir, method: Method, name: &str, body: Option<&Value>) -> anyhow::Result<Value> {
-    let path = if name.is_empty() { "/v1/volumes".to_string() } else { client::path("/v1/volumes", name) };
-    client::request(&daemon.admin_socket("blk"), method, &path, body)
 }
 
 fn list(volumes: &Value) {
@@ -227,7 +188,7 @@ fn list(volumes: &Value) {
         };
         [
             output::text(&volume["name"]),
-            bytes(&volume["size_bytes"]),
+            output::bytes(&volume["size_bytes"]),
             match &volume["backing"]["pool"] {
                 Value::Null => output::tagged(&volume["backing"]),
                 place => format!("pool {}", output::text(&place["name"])),
@@ -240,8 +201,4 @@ fn list(volumes: &Value) {
         ]
     });
     output::table(["NAME", "SIZE", "DATA", "QUEUES", "MODE", "STATE", "FRONTENDS", "SOCKET"], rows);
-}
-
-fn bytes(value: &Value) -> String {
-    value.as_u64().map_or_else(|| output::text(value), show_size)
 }
