@@ -7,9 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use telemetry::state::{StateDir, StateError};
-use telemetry::{Registry, notify_ready, notify_stopping};
+use telemetry::{HostError, Registry, StopSignals, notify_ready, notify_stopping};
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Semaphore;
 
 use crate::auth::Identity;
@@ -67,9 +66,9 @@ pub enum DaemonError {
     /// The metrics server.
     #[error(transparent)]
     Metrics(#[from] telemetry::http::ServeError),
-    /// The runtime or the signals.
-    #[error("cannot start the daemon")]
-    Start(#[source] io::Error),
+    /// A thread or other means of the host.
+    #[error(transparent)]
+    Host(#[from] HostError),
     /// The REST server.
     #[error("the REST server failed")]
     Rest(#[source] io::Error),
@@ -80,8 +79,8 @@ pub enum DaemonError {
 /// # Errors
 /// It cannot start: an address is taken, or the state belongs to another daemon or cannot be read.
 pub fn run(config: DaemonConfig) -> Result<(), DaemonError> {
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(DaemonError::Start)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.map_err(HostError::attempting("start the threads"))?;
     runtime.block_on(serve(config))
 }
 
@@ -94,8 +93,7 @@ async fn listen(
 }
 
 async fn serve(config: DaemonConfig) -> Result<(), DaemonError> {
-    let mut terminate = signal(SignalKind::terminate()).map_err(DaemonError::Start)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(DaemonError::Start)?;
+    let mut signals = StopSignals::listen()?;
     let state = StateDir::open(&config.state_dir)?;
     let (store, desired) = Store::open(state.path())?;
     let openflow = listen(config.openflow, "switches", "--openflow").await?;
@@ -130,8 +128,7 @@ async fn serve(config: DaemonConfig) -> Result<(), DaemonError> {
     let router = rest::router(controller).layer(axum::Extension(local));
     let mut served = tokio::spawn(axum::serve(rest, router).with_graceful_shutdown(stopped).into_future());
     tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+        () = signals.received() => {}
         ended = &mut served => return ended.map_err(io::Error::other).flatten().map_err(DaemonError::Rest),
     }
     notify_stopping();

@@ -1,16 +1,14 @@
 //! The storage daemon: workers, volumes, admin socket and metrics, from start to clean stop.
 
 use std::io;
-use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use reactor::WorkerHandle;
-use telemetry::Registry;
 use telemetry::http::{AdminSocket, ServeError, Server, serve_admin, serve_metrics};
 use telemetry::state::{StateDir, StateError};
-use tokio::signal::unix::{SignalKind, signal};
+use telemetry::{HostError, Registry};
 
 use crate::config::DaemonConfig;
 use crate::volume::{RestoreError, Volumes};
@@ -32,17 +30,8 @@ pub enum DaemonError {
     #[error(transparent)]
     Serve(#[from] ServeError),
     /// A directory, thread or other means of the host.
-    #[error("cannot {attempt}")]
-    Host {
-        /// What was attempted.
-        attempt: String,
-        /// What the host said.
-        source: io::Error,
-    },
-}
-
-fn host(attempt: impl Into<String>) -> impl FnOnce(io::Error) -> DaemonError {
-    move |source| DaemonError::Host { attempt: attempt.into(), source }
+    #[error(transparent)]
+    Host(#[from] HostError),
 }
 
 /// A worker: how to reach it, and its thread.
@@ -77,7 +66,7 @@ impl Daemon {
     pub async fn start(config: DaemonConfig) -> Result<Daemon, DaemonError> {
         virtq::install_sigbus_guard();
         let state = StateDir::open(&config.state_dir)?;
-        make_run_dir(&config.run_dir)?;
+        telemetry::make_run_dir(&config.run_dir)?;
         let registry = Registry::new();
         let mut daemon = Daemon {
             volumes: Arc::new(Volumes::empty(state, config.run_dir.clone(), registry.clone())),
@@ -104,7 +93,7 @@ impl Daemon {
         let workers = self.workers.iter().map(|(handle, _)| handle.clone()).collect();
         tokio::task::spawn_blocking(move || volumes.restore(workers))
             .await
-            .map_err(|error| host("restore the volumes")(io::Error::other(error)))??;
+            .map_err(|error| HostError::attempting("restore the volumes")(io::Error::other(error)))??;
         self.upkeep = Some(tokio::spawn(upkeep(self.volumes.clone())));
         Ok(())
     }
@@ -139,37 +128,17 @@ impl Daemon {
 
 /// Runs the daemon until SIGTERM or SIGINT.
 pub fn run(config: DaemonConfig) -> Result<(), DaemonError> {
-    let mut builder = tokio::runtime::Builder::new_multi_thread();
-    let runtime = builder.worker_threads(1).enable_all().build().map_err(host("start the control thread"))?;
-    runtime.block_on(async {
-        let mut terminate = signal(SignalKind::terminate()).map_err(host("wait for signals"))?;
-        let mut interrupt = signal(SignalKind::interrupt()).map_err(host("wait for signals"))?;
-        let daemon = Daemon::start(config).await?;
-        telemetry::notify_ready();
-        tracing::info!("ready");
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-        telemetry::notify_stopping();
-        tracing::info!("stopping");
-        daemon.stop().await;
-        Ok(())
-    })
+    telemetry::run_daemon(Daemon::start(config), Daemon::stop)
 }
 
-fn make_run_dir(path: &Path) -> Result<(), DaemonError> {
-    std::fs::create_dir_all(path).map_err(host(format!("make the run directory {}", path.display())))
-}
-
-fn start_workers(config: &DaemonConfig, registry: &Registry) -> Result<Vec<Running>, DaemonError> {
+fn start_workers(config: &DaemonConfig, registry: &Registry) -> Result<Vec<Running>, HostError> {
     let cores = match &config.cores[..] {
         [] => vec![None],
         cores => cores.iter().copied().map(Some).collect(),
     };
     let start = |(number, core)| {
         worker::start(format!("blk-{number}"), core, config.spin_us, registry)
-            .map_err(host(format!("start worker {number} (core {core:?}) with io_uring")))
+            .map_err(HostError::attempting(format!("start worker {number} (core {core:?}) with io_uring")))
     };
     cores.into_iter().enumerate().map(start).collect()
 }

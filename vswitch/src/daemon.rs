@@ -2,14 +2,12 @@
 
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::io;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use telemetry::Registry;
 use telemetry::http::{AdminSocket, ServeError, Server, serve_admin, serve_metrics};
 use telemetry::state::{StateDir, StateError};
-use tokio::signal::unix::{SignalKind, signal};
+use telemetry::{HostError, Registry};
 use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 
@@ -43,22 +41,13 @@ pub enum DaemonError {
     #[error("{}", list(.0))]
     Listen(Vec<ListenError>),
     /// A directory, thread or other means of the host.
-    #[error("cannot {attempt}")]
-    Host {
-        /// What was attempted.
-        attempt: String,
-        /// What the host said.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Host(#[from] HostError),
 }
 
 fn list(errors: &[ListenError]) -> String {
     let texts: Vec<String> = errors.iter().map(|error| format!("{error}: {}", error.source)).collect();
     texts.join("; ")
-}
-
-fn host(attempt: impl Into<String>) -> impl FnOnce(io::Error) -> DaemonError {
-    move |source| DaemonError::Host { attempt: attempt.into(), source }
 }
 
 /// A running daemon; [`Daemon::stop`] ends it.
@@ -76,7 +65,7 @@ impl Daemon {
     pub async fn start(config: DaemonConfig) -> Result<Daemon, DaemonError> {
         virtq::install_sigbus_guard();
         let state = StateDir::open(&config.state_dir)?;
-        make_run_dir(&config.run_dir)?;
+        telemetry::make_run_dir(&config.run_dir)?;
         let registry = Registry::new();
         let clock = Clock::start();
         // The source of randomness of the standard library's hash tables: keys from the operating system.
@@ -85,8 +74,9 @@ impl Daemon {
         let fdb = Arc::new(Fdb::new(FDB_LIMIT_DEFAULT, ageing_s, seed));
         let (packet_ins, receiver) = packet_in_queue();
         let workers = DataPathConfig { cores: config.cores.clone(), spin_us: config.spin_us, seed };
-        let data_path = DataPath::start(&workers, &registry, clock, &fdb, &packet_ins)
-            .map_err(host(format!("start the workers (cores {:?}) with io_uring", config.cores)))?;
+        let data_path = DataPath::start(&workers, &registry, clock, &fdb, &packet_ins).map_err(
+            HostError::attempting(format!("start the workers (cores {:?}) with io_uring", config.cores)),
+        )?;
         let bridge = Arc::new(Bridge::new(config.bridge.clone(), data_path.clone(), fdb, clock));
         let run_dir = config.run_dir.clone();
         let switch = Switch::empty(bridge, data_path.clone(), run_dir, registry.clone(), state);
@@ -121,7 +111,7 @@ impl Daemon {
         let switch = self.switch.clone();
         tokio::task::spawn_blocking(move || switch.restore())
             .await
-            .map_err(|error| host("restore the ports")(io::Error::other(error)))??;
+            .map_err(|error| HostError::attempting("restore the ports")(io::Error::other(error)))??;
         // Controllers find the ports that were kept.
         let agent = AgentConfig {
             controllers: config.controllers.clone(),
@@ -183,25 +173,5 @@ async fn tick(switch: Arc<Switch>, agent: Arc<Agent>, metrics: ControlMetrics) {
 
 /// Runs the daemon until SIGTERM or SIGINT.
 pub fn run(config: DaemonConfig) -> Result<(), DaemonError> {
-    let mut builder = tokio::runtime::Builder::new_multi_thread();
-    let runtime = builder.worker_threads(1).enable_all().build().map_err(host("start the control thread"))?;
-    runtime.block_on(async {
-        let mut terminate = signal(SignalKind::terminate()).map_err(host("wait for signals"))?;
-        let mut interrupt = signal(SignalKind::interrupt()).map_err(host("wait for signals"))?;
-        let daemon = Daemon::start(config).await?;
-        telemetry::notify_ready();
-        tracing::info!("ready");
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-        telemetry::notify_stopping();
-        tracing::info!("stopping");
-        daemon.stop().await;
-        Ok(())
-    })
-}
-
-fn make_run_dir(path: &Path) -> Result<(), DaemonError> {
-    std::fs::create_dir_all(path).map_err(host(format!("make the run directory {}", path.display())))
+    telemetry::run_daemon(Daemon::start(config), Daemon::stop)
 }
