@@ -15,7 +15,8 @@ use crate::flow_tables::{FLOW_LIMIT_DEFAULT, FlowChange, FlowModError, FlowTable
 use crate::groups::{GROUP_LIMIT_DEFAULT, Group, GroupChange, GroupError};
 use crate::meters::{METER_LIMIT_DEFAULT, Meter, MeterChange, MeterError};
 use crate::model::{
-    Clock, Fence, PacketOut, Passed, PortConfig, PortCounters, PortNo, Snapshot, SwitchControl,
+    Clock, Fence, PORT_NO_LAST, PacketOut, Passed, PortConfig, PortCounters, PortNo, Snapshot, SwitchControl,
+    is_physical,
 };
 use crate::pipeline::{self, Decision};
 use crate::ports::Ports;
@@ -85,7 +86,7 @@ pub enum Event {
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum PortError {
     /// The number is reserved by OpenFlow or zero.
-    #[error("port number {0} is out of range; use 1 to {last}", last = PortNo::LAST.0)]
+    #[error("port number {0} is out of range; use 1 to {last}", last = PORT_NO_LAST.0)]
     BadNumber(u32),
     /// The number is taken.
     #[error("port number {number} is taken by {name:?}; choose another")]
@@ -251,7 +252,7 @@ impl Bridge {
     /// Its number is out of range or taken.
     pub fn add_port(&self, config: PortConfig) -> Result<(), PortError> {
         let mut state = self.lock();
-        if !config.ofport.is_physical() {
+        if !is_physical(config.ofport) {
             return Err(PortError::BadNumber(config.ofport.0));
         }
         if let Some(other) = state.ports.get(&config.ofport) {

@@ -17,7 +17,9 @@ use packet::{Depth, Edit, FlowKey, Header, MacAddr, Outcome, edit, field, parse_
 use crate::cache::{Entry, FlowCache, LINES_MAX, Place};
 use crate::fdb::Fdb;
 use crate::meters::{Metered, remark};
-use crate::model::{DropReason, Op, PacketIn, PacketInReason, PacketOut, PortNo, Snapshot, Target, Verdict};
+use crate::model::{
+    DropReason, Op, PacketIn, PacketInReason, PacketOut, PortNo, Snapshot, Target, Verdict, is_physical,
+};
 use crate::pipeline::{self, Decision, OPS_MAX};
 use crate::ports::EgressTag;
 use crate::tables::TableStats;
@@ -197,7 +199,7 @@ impl Forwarder {
         self.snapshot = snapshot;
         self.table_stats = self.snapshot.tables.stats().clone();
         let ports = &self.snapshot.ports;
-        self.packet_ins.get_mut().retain(|port, _| !port.is_physical() || ports.contains(*port));
+        self.packet_ins.get_mut().retain(|port, _| !is_physical(*port) || ports.contains(*port));
         self.cache.invalidate(self.snapshot.tables.mask(), &self.table_stats);
     }
 
@@ -533,7 +535,7 @@ impl Forwarder {
     #[inline]
     fn vlan(&self, in_port: PortNo, header: &Header) -> Option<u16> {
         let tag = edit::outer_tci(header).map(|tci| tci & 0xfff);
-        if !in_port.is_physical() {
+        if !is_physical(in_port) {
             // From a controller: in the VLAN its tag says.
             return Some(tag.unwrap_or(0));
         }
@@ -551,7 +553,7 @@ impl Forwarder {
             return egress.dropped(DropReason::VlanNotAllowed);
         };
         let known = self.recent.learned.get() == Some((vid, src, in_port));
-        if in_port.is_physical() && !self.observes && !known {
+        if is_physical(in_port) && !self.observes && !known {
             self.fdb.learn(vid, src, in_port, (now_ms / 1000) as u32);
             self.recent.forget();
             self.recent.learned.set(Some((vid, src, in_port)));

@@ -10,7 +10,7 @@ use packet::{FlowKey, field};
 
 use crate::flow::{Action, ActionSet, FlowStats};
 use crate::hash;
-use crate::model::{Op, PortNo};
+use crate::model::{Op, PortNo, is_physical};
 use crate::pipeline;
 use crate::ports::Ports;
 
@@ -355,7 +355,7 @@ impl GroupTable {
             return Err(GroupError::Invalid(new.id));
         }
         for bucket in &new.buckets {
-            let port = bucket.watch_port.is_none_or(|port| port.is_physical() || port == PortNo::LOCAL);
+            let port = bucket.watch_port.is_none_or(|port| is_physical(port) || port == PortNo::LOCAL);
             let group = bucket.watch_group.is_none_or(|id| id == new.id || self.contains(id));
             if !port || !group {
                 return Err(GroupError::BadWatch(new.id));

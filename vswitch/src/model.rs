@@ -12,63 +12,19 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Instant;
 
+pub use ofp::PortNo;
 use packet::{Edit, MacAddr};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::ports::Ports;
 use crate::tables::Tables;
 
-/// An OpenFlow port number. Ports of the switch have `1..=PortNo::LAST.0`; the named constants are the reserved
-/// ports of OpenFlow 1.3.5, 7.2.1.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct PortNo(pub u32);
+/// The highest number a port of the switch can have.
+pub const PORT_NO_LAST: PortNo = PortNo(0xfeff);
 
-impl PortNo {
-    /// The highest number a port of the switch can have.
-    pub const LAST: PortNo = PortNo(0xfeff);
-    /// Back to where the packet came from.
-    pub const IN_PORT: PortNo = PortNo(0xffff_fff8);
-    /// Through the flow tables (packet-out only).
-    pub const TABLE: PortNo = PortNo(0xffff_fff9);
-    /// MAC learning and VLANs.
-    pub const NORMAL: PortNo = PortNo(0xffff_fffa);
-    /// All ports of the packet's VLAN but the ingress.
-    pub const FLOOD: PortNo = PortNo(0xffff_fffb);
-    /// All ports but the ingress.
-    pub const ALL: PortNo = PortNo(0xffff_fffc);
-    /// To the controller.
-    pub const CONTROLLER: PortNo = PortNo(0xffff_fffd);
-    /// The host's own port.
-    pub const LOCAL: PortNo = PortNo(0xffff_fffe);
-    /// Wildcard in requests.
-    pub const ANY: PortNo = PortNo(0xffff_ffff);
-
-    /// Whether this is a number a port of the switch can have.
-    pub const fn is_physical(self) -> bool {
-        self.0 >= 1 && self.0 <= PortNo::LAST.0
-    }
-}
-
-impl fmt::Display for PortNo {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match *self {
-            PortNo::IN_PORT => f.write_str("IN_PORT"),
-            PortNo::TABLE => f.write_str("TABLE"),
-            PortNo::NORMAL => f.write_str("NORMAL"),
-            PortNo::FLOOD => f.write_str("FLOOD"),
-            PortNo::ALL => f.write_str("ALL"),
-            PortNo::CONTROLLER => f.write_str("CONTROLLER"),
-            PortNo::LOCAL => f.write_str("LOCAL"),
-            PortNo::ANY => f.write_str("ANY"),
-            PortNo(number) => write!(f, "{number}"),
-        }
-    }
-}
-
-impl fmt::Debug for PortNo {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
+/// Whether `port` is a number that a port of the switch can have: none of the reserved ones of OpenFlow 1.3.5, 7.2.1.
+pub const fn is_physical(port: PortNo) -> bool {
+    port.0 >= 1 && port.0 <= PORT_NO_LAST.0
 }
 
 /// A set of VLAN ids, 0..4096.
@@ -136,7 +92,7 @@ pub enum VlanMode {
 /// A port as the control side knows it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct PortConfig {
-    /// Its OpenFlow number, `1..=PortNo::LAST`.
+    /// Its OpenFlow number, `1..=PORT_NO_LAST`.
     pub ofport: PortNo,
     /// Its name; OpenFlow shows the first 15 bytes.
     pub name: String,

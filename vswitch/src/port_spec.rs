@@ -7,7 +7,7 @@ use serde_json::Value;
 use telemetry::check::{Errors, Fields};
 use telemetry::{Problem, SocketAccess};
 
-use crate::model::{PortNo, VlanMode, VlanSet};
+use crate::model::{PORT_NO_LAST, VlanMode, VlanSet};
 
 /// Most queue pairs of a vhost-user port.
 pub const QUEUE_PAIRS_MAX: u16 = 8;
@@ -141,7 +141,7 @@ pub fn read_add(body: Value) -> Result<PortSpec, Problem> {
     let kind = read_kind(&mut fields);
     let ofport = fields.optional::<u32>("ofport", "a number from 1 to 65279");
     if let Some(number) = ofport {
-        fields.errors().range("ofport", number, 1..=PortNo::LAST.0);
+        fields.errors().range("ofport", number, 1..=PORT_NO_LAST.0);
     }
     let vlans = read_vlans(&mut fields);
     let mtu = fields.optional("mtu", "a number of bytes").unwrap_or(MTU_DEFAULT);

@@ -19,7 +19,7 @@ use vhost_session::{Endpoint, Refused, SessionMetrics, SocketRole, serve};
 
 use crate::bridge::Bridge;
 use crate::data_path::{DataPath, HostDevice, HostDeviceKind};
-use crate::model::{PortConfig, PortNo};
+use crate::model::{PORT_NO_LAST, PortConfig, PortNo};
 use crate::port::backend::{LinkObserver, NetPort};
 use crate::port::device::Device;
 use crate::port_spec::{PortCountersView, PortKind, PortSpec, PortView};
@@ -229,7 +229,7 @@ impl Switch {
     fn free_number(&self) -> Result<PortNo, Problem> {
         let ports = lock(&self.ports);
         let taken: Vec<u32> = ports.values().map(|port| port.number.0).collect();
-        (1..=PortNo::LAST.0)
+        (1..=PORT_NO_LAST.0)
             .find(|number| !taken.contains(number))
             .map(PortNo)
             .ok_or_else(|| Problem::conflict("every port number is taken").detail("delete a port first"))

@@ -6,7 +6,7 @@ use ofp::{ErrorCode, Field, Instruction, Match, OxmField};
 use packet::{Edit, MacAddr, ethertype, ip_proto};
 
 use crate::flow::{ACTIONS_MAX, Action, Instructions};
-use crate::model::PortNo;
+use crate::model::{PortNo, is_physical};
 
 /// What is known about a packet when an action is executed: which fields there can be.
 struct Known {
@@ -128,9 +128,7 @@ fn list_of(wire: &[ofp::Action], matching: Option<&Match>, place: Place) -> Resu
     let mut list = Vec::with_capacity(wire.len());
     for action in wire {
         list.push(match action {
-            ofp::Action::Output { port, max_len } => {
-                output(PortNo(port.0), *max_len, place == Place::PacketOut)?
-            }
+            ofp::Action::Output { port, max_len } => output(*port, *max_len, place == Place::PacketOut)?,
             ofp::Action::Group(id) if *id > ofp::group::MAX => return Err(ErrorCode::ACTION_BAD_OUT_GROUP),
             ofp::Action::Group(id) => Action::Group(*id),
             action => Action::Edit(edit(action, &known)?),
@@ -177,7 +175,7 @@ fn output(port: PortNo, max_len: u16, packet_out: bool) -> Result<Action, ErrorC
         | PortNo::ALL
         | PortNo::CONTROLLER
         | PortNo::LOCAL => true,
-        port => port.is_physical(),
+        port => is_physical(port),
     };
     if legal { Ok(Action::Output { port, max_len }) } else { Err(ErrorCode::ACTION_BAD_OUT_PORT) }
 }

@@ -8,7 +8,6 @@ use super::{groups, meters};
 use crate::bridge::{ChangeError, PortChangeRequest};
 use crate::flow::{Flow, FlowFlags};
 use crate::flow_tables::{FlowModError, Selection};
-use crate::model::PortNo;
 
 /// Where a match field is in the key: its only place, or the places of the halves of an IPv6 address.
 fn places(oxm: Field) -> (Option<packet::Field>, packet::Field) {
@@ -119,7 +118,7 @@ pub fn selection(
         mask,
         cookie,
         cookie_mask,
-        out_port: PortNo(out_port.0),
+        out_port,
         out_group,
     })
 }
@@ -159,7 +158,7 @@ pub fn port_change(request: &PortMod) -> Result<PortChangeRequest, ErrorCode> {
         // There are no link modes to choose from.
         return Err(ErrorCode::PORT_MOD_BAD_ADVERTISE);
     }
-    let (port, mac) = (PortNo(request.port_no.0), MacAddr(request.hw_addr.0));
+    let (port, mac) = (request.port_no, MacAddr(request.hw_addr.0));
     Ok(PortChangeRequest { port, mac, config: request.config, mask: request.mask })
 }
 

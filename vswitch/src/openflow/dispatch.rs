@@ -11,7 +11,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use super::{Entry, Role, Shared, convert, count, replies};
 use crate::bridge::{Event, PortChange};
 use crate::flow_tables::{Removed, RemovedReason};
-use crate::model::{PacketIn, PacketInReason, PacketInReceiver, PortNo};
+use crate::model::{PacketIn, PacketInReason, PacketInReceiver, PortNo, is_physical};
 
 /// How often timeouts are looked at.
 const TICK: Duration = Duration::from_millis(100);
@@ -101,7 +101,7 @@ fn send_packet_in(shared: &Shared, mut packet_in: PacketIn) {
         PacketInReason::Action => (ofp::PacketInReason::Action, true),
         PacketInReason::InvalidTtl => (ofp::PacketInReason::InvalidTtl, false),
     };
-    let in_port = ofp::PortNo(packet_in.in_port.0);
+    let in_port = packet_in.in_port;
     let frame = std::mem::take(&mut packet_in.frame);
     let message = |bytes: usize| {
         encode(Body::PacketIn(ofp::PacketIn {
@@ -199,9 +199,9 @@ pub fn default_filter() -> ofp::AsyncConfig {
 
 /// Whether the port is one that a packet-out may name as its ingress.
 pub fn ingress(port: ofp::PortNo) -> Option<PortNo> {
-    match PortNo(port.0) {
+    match port {
         PortNo::CONTROLLER | PortNo::ANY => Some(PortNo::CONTROLLER),
         PortNo::LOCAL => Some(PortNo::LOCAL),
-        port => port.is_physical().then_some(port),
+        port => is_physical(port).then_some(port),
     }
 }

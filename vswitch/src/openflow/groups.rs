@@ -25,7 +25,7 @@ pub fn change(request: &GroupMod) -> Result<GroupChange, ErrorCode> {
 
 fn group(request: &GroupMod) -> Result<NewGroup, ErrorCode> {
     let bucket = |wire: &ofp::Bucket| {
-        let watch_port = PortNo(wire.watch_port.0);
+        let watch_port = wire.watch_port;
         Ok(Bucket {
             weight: wire.weight,
             watch_port: (watch_port != PortNo::ANY).then_some(watch_port),

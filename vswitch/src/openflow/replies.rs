@@ -7,7 +7,7 @@ use ofp::{
 
 use super::{convert, groups, meters};
 use crate::bridge::Bridge;
-use crate::model::{PortConfig, PortNo};
+use crate::model::PortConfig;
 use crate::tables::TABLES;
 
 /// Numbers of the instructions that flows can have (7.2.4): goto, metadata, write, apply, clear, meter.
@@ -79,7 +79,7 @@ pub fn port(config: &PortConfig) -> Port {
         _ => PortFeatures::SPEED_OTHER,
     };
     Port {
-        port_no: ofp::PortNo(config.ofport.0),
+        port_no: config.ofport,
         hw_addr: ofp::MacAddr(config.mac.0),
         name: Text::new(&config.name),
         config: config.config,
@@ -121,15 +121,14 @@ fn port_stats(bridge: &Bridge, config: &PortConfig) -> Option<ofp::PortStats> {
         tx_errors: counters.tx_errors,
         duration_sec,
         duration_nsec,
-        ..ofp::PortStats::new(ofp::PortNo(config.ofport.0))
+        ..ofp::PortStats::new(config.ofport)
     })
 }
 
 fn all_port_stats(bridge: &Bridge, wanted: ofp::PortNo) -> Result<Vec<ofp::PortStats>, ErrorCode> {
     let ports = bridge.ports();
-    let wanted_port = |config: &&std::sync::Arc<PortConfig>| {
-        wanted == ofp::PortNo::ANY || config.ofport == PortNo(wanted.0)
-    };
+    let wanted_port =
+        |config: &&std::sync::Arc<PortConfig>| wanted == ofp::PortNo::ANY || config.ofport == wanted;
     let stats: Vec<_> =
         ports.iter().filter(wanted_port).filter_map(|config| port_stats(bridge, config)).collect();
     if stats.is_empty() && wanted != ofp::PortNo::ANY { Err(ErrorCode::BAD_PORT) } else { Ok(stats) }
@@ -190,7 +189,7 @@ pub fn multipart(bridge: &Bridge, request: &MultipartRequest) -> Result<Multipar
         MultipartRequest::TableFeatures(_) => return Err(ErrorCode::TABLE_FEATURES_EPERM),
         // There are no queues: lists are empty, and a single one is unknown.
         MultipartRequest::Queue { port_no, queue_id } => {
-            let known = *port_no == ofp::PortNo::ANY || bridge.has_port(PortNo(port_no.0));
+            let known = *port_no == ofp::PortNo::ANY || bridge.has_port(*port_no);
             match (known, *queue_id) {
                 (false, _) => return Err(ErrorCode::QUEUE_BAD_PORT),
                 (true, ofp::QUEUE_ALL) => MultipartReply::Queue(Vec::new()),

@@ -17,7 +17,6 @@ use super::bundles::{Bundles, Outcome};
 use super::{Entry, Role, Shared, actions, convert, count, dispatch, flow_mod, groups, meters, replies};
 use crate::bridge::Change;
 use crate::flow_tables::Removed;
-use crate::model::PortNo;
 
 /// Asynchronous messages that may wait for a session that reads slowly.
 const NOTICES_MAX: usize = 1024;
@@ -295,7 +294,7 @@ impl<W: AsyncWrite + Unpin> Session<W> {
                 self.entry(|entry| entry.filter = filter);
             }
             Body::QueueGetConfigRequest(port) => {
-                if port != ofp::PortNo::ANY && !self.shared.bridge.has_port(PortNo(port.0)) {
+                if port != ofp::PortNo::ANY && !self.shared.bridge.has_port(port) {
                     return Err(ErrorCode::QUEUE_BAD_PORT);
                 }
                 self.send(xid, Body::QueueGetConfigReply(QueueConfig { port, queues: Vec::new() }));
