@@ -39,7 +39,7 @@ use crate::forwarder::{BATCH_MAX, Forwarder, VerdictId};
 use crate::model::{Clock, Fence, PacketInSender, PacketOut, PortNo, Snapshot};
 use crate::port::offload::{FRAME_BYTES_MAX, Offload};
 
-use egress::{Egress, Sink};
+use egress::{Outlet, Sink};
 use frame::Payload;
 use guest_source::{GuestSource, Taken};
 use handover::FromWorker;
@@ -135,17 +135,12 @@ pub(crate) struct WorkerSetup {
 pub(crate) struct SwitchWorker {
     forwarder: Forwarder,
     clock: Clock,
-    packet_ins: PacketInSender,
     cells: WorkerCells,
     ports: PortTable,
-    peers: Peers,
+    outlet: Outlet,
     burst: Box<Burst>,
     /// A frame of a device of the host.
     inbox: Box<[u8]>,
-    /// A frame whose offload is done in software.
-    scratch: Box<[u8]>,
-    /// Targets that got something since their last publish.
-    dirty: Vec<usize>,
     draining: Vec<Fence>,
     passes: u32,
     taps: Taps,
@@ -154,7 +149,7 @@ pub(crate) struct SwitchWorker {
 
 impl SwitchWorker {
     pub(crate) fn new(setup: WorkerSetup, io: &mut Io) -> SwitchWorker {
-        let scratch = || vec![0; FRAME_BYTES_MAX + packet::HEADROOM_BYTES].into_boxed_slice();
+        let frame_room = || vec![0; FRAME_BYTES_MAX + packet::HEADROOM_BYTES].into_boxed_slice();
         if let Err(error) = io.watch(setup.peers.bell.fd(), ports::TOKEN_NONE) {
             // Handed frames then wait for the next kick or tick; nothing is lost.
             tracing::error!("worker {}: cannot watch its doorbell: {error}", setup.index);
@@ -162,10 +157,14 @@ impl SwitchWorker {
         SwitchWorker {
             forwarder: Forwarder::new(setup.index, setup.snapshot, setup.fdb, setup.seed),
             clock: setup.clock,
-            packet_ins: setup.packet_ins,
             cells: setup.cells,
             ports: PortTable::new(setup.index),
-            peers: setup.peers,
+            outlet: Outlet {
+                peers: setup.peers,
+                packet_ins: setup.packet_ins,
+                dirty: Vec::new(),
+                scratch: frame_room(),
+            },
             burst: Box::new(Burst {
                 heads: [0; BATCH_MAX],
                 chains: (0..BATCH_MAX).map(|_| Taken::new()).collect(),
@@ -176,9 +175,7 @@ impl SwitchWorker {
                 verdicts: [VerdictId::default(); BATCH_MAX],
                 origin: [0; BATCH_MAX],
             }),
-            inbox: scratch(),
-            scratch: scratch(),
-            dirty: Vec::new(),
+            inbox: frame_room(),
             draining: Vec::new(),
             passes: 0,
             taps: Taps::default(),
@@ -217,20 +214,8 @@ impl SwitchWorker {
         }
         cells.rx_packets.add(count as u64);
         cells.rx_bytes.add(bytes);
-        let mut egress = Egress {
-            io,
-            sinks,
-            routes,
-            peers: &mut self.peers,
-            dirty: &mut self.dirty,
-            scratch: &mut self.scratch,
-            packet_ins: &self.packet_ins,
-            source: Some(cells),
-            payload: Payload::Bytes(&[]),
-            frame_bytes: 0,
-            offload: Offload::NONE,
-            last: *likely,
-        };
+        let mut egress = self.outlet.egress(io, sinks, routes, Some(cells));
+        egress.last = *likely;
         let tapped = self.taps.active();
         for i in 0..count {
             let header = &mut headers[i];
@@ -267,20 +252,10 @@ impl SwitchWorker {
             cells.rx_packets.add(1);
             cells.rx_bytes.add(length.into());
         }
-        let mut egress = Egress {
-            io,
-            sinks,
-            routes,
-            peers: &mut self.peers,
-            dirty: &mut self.dirty,
-            scratch: &mut self.scratch,
-            packet_ins: &self.packet_ins,
-            source: cells,
-            payload: Payload::Bytes(&self.inbox[header.consumed()..bytes]),
-            frame_bytes: bytes,
-            offload,
-            last: usize::MAX,
-        };
+        let mut egress = self.outlet.egress(io, sinks, routes, cells);
+        egress.payload = Payload::Bytes(&self.inbox[header.consumed()..bytes]);
+        egress.frame_bytes = bytes;
+        egress.offload = offload;
         if self.taps.active() {
             self.taps.forward(&self.forwarder, verdict[0], port, header, now_ms, &mut egress);
         } else {
@@ -326,20 +301,9 @@ impl SwitchWorker {
         }
         let mut header = Header::of(&packet.frame);
         let PortTable { sinks, routes, .. } = &mut self.ports;
-        let mut egress = Egress {
-            io,
-            sinks,
-            routes,
-            peers: &mut self.peers,
-            dirty: &mut self.dirty,
-            scratch: &mut self.scratch,
-            packet_ins: &self.packet_ins,
-            source: None,
-            payload: Payload::Bytes(&packet.frame[header.consumed()..]),
-            frame_bytes: bytes,
-            offload: Offload::NONE,
-            last: usize::MAX,
-        };
+        let mut egress = self.outlet.egress(io, sinks, routes, None);
+        egress.payload = Payload::Bytes(&packet.frame[header.consumed()..]);
+        egress.frame_bytes = bytes;
         if self.taps.active() {
             self.taps.packet_out(&self.forwarder, packet, &mut header, now_ms, &mut egress);
         } else {
@@ -351,10 +315,17 @@ impl SwitchWorker {
     fn take_handed(&mut self, io: &mut Io, budget: usize) -> bool {
         let mut taken = 0;
         let PortTable { sinks, routes, .. } = &mut self.ports;
-        for from in &mut self.peers.from {
+        for from in &mut self.outlet.peers.from {
             taken += from.take(budget, |handed| {
                 let mut deliver = |sinks: &mut [Option<Sink>]| {
-                    egress::deliver_handed(handed, sinks, routes, &mut self.dirty, &mut self.scratch, io);
+                    egress::deliver_handed(
+                        handed,
+                        sinks,
+                        routes,
+                        &mut self.outlet.dirty,
+                        &mut self.outlet.scratch,
+                        io,
+                    );
                 };
                 if self.taps.active() {
                     self.taps.deliver(handed.port, handed.bytes(), sinks, deliver);
@@ -368,7 +339,7 @@ impl SwitchWorker {
 
     /// Shows every target what it got.
     fn publish(&mut self, io: &mut Io) {
-        for index in self.dirty.drain(..) {
+        for index in self.outlet.dirty.drain(..) {
             let Some(sink) = &mut self.ports.sinks[index] else { continue };
             let cells = &self.ports.slots[sink.slot].as_ref().expect("a sink has its port").cells;
             let fault = sink.publish(io, cells);
@@ -377,7 +348,7 @@ impl SwitchWorker {
                 report(&self.log, &sink.name, "receive", fault);
             }
         }
-        for peer in self.peers.to.iter_mut().flatten() {
+        for peer in self.outlet.peers.to.iter_mut().flatten() {
             peer.flush();
         }
     }
@@ -423,8 +394,8 @@ impl SwitchWorker {
         // Packet-outs before it may be on their way to ports of other workers: those pass it after taking them.
         self.take_handed(io, usize::MAX);
         self.publish(io);
-        if self.peers.index == 0 {
-            for peer in self.peers.handles.get().into_iter().flatten().skip(1) {
+        if self.outlet.peers.index == 0 {
+            for peer in self.outlet.peers.handles.get().into_iter().flatten().skip(1) {
                 // A worker that ended has nothing to wait for.
                 let _ = peer.send(Command::Fence(fence.clone()));
             }
@@ -525,7 +496,7 @@ impl Worker for SwitchWorker {
     }
 
     fn poll(&mut self, io: &mut Io) -> bool {
-        let mut worked = !self.peers.from.is_empty() && self.take_handed(io, HANDED_BUDGET);
+        let mut worked = !self.outlet.peers.from.is_empty() && self.take_handed(io, HANDED_BUDGET);
         for index in 0..self.ports.sources.len() {
             worked |= match &mut self.ports.sources[index] {
                 Some(Source { kind: SourceKind::Guest(_), .. }) => self.guest_burst(index, io),
@@ -547,8 +518,8 @@ impl Worker for SwitchWorker {
 
     fn arm(&mut self, _io: &mut Io) -> bool {
         self.check_memory();
-        self.peers.bell.fall_asleep();
-        let mut work = !self.draining.is_empty() || !self.peers.from.iter().all(FromWorker::is_empty);
+        self.outlet.peers.bell.fall_asleep();
+        let mut work = !self.draining.is_empty() || !self.outlet.peers.from.iter().all(FromWorker::is_empty);
         for source in self.ports.sources.iter_mut().flatten() {
             work |= source.arm();
         }
@@ -556,7 +527,7 @@ impl Worker for SwitchWorker {
     }
 
     fn disarm(&mut self, _io: &mut Io) {
-        self.peers.bell.wake_up();
+        self.outlet.peers.bell.wake_up();
         self.ports.sources.iter_mut().flatten().for_each(Source::disarm);
     }
 }

@@ -181,15 +181,46 @@ fn flow_hash(key: &FlowKey) -> u64 {
     })
 }
 
+/// What a worker needs to send frames besides its ports.
+pub(crate) struct Outlet {
+    pub(crate) peers: super::Peers,
+    pub(crate) packet_ins: PacketInSender,
+    /// Targets that got something since their last publish.
+    pub(crate) dirty: Vec<usize>,
+    /// A frame whose offload is done in software.
+    pub(crate) scratch: Box<[u8]>,
+}
+
+impl Outlet {
+    /// The way out for frames of the port that `source` counts; each sets its own payload, length and offload.
+    #[inline]
+    pub(crate) fn egress<'a>(
+        &'a mut self,
+        io: &'a mut Io,
+        sinks: &'a mut [Option<Sink>],
+        routes: &'a [Route],
+        source: Option<&'a PortCells>,
+    ) -> Egress<'a> {
+        Egress {
+            io,
+            sinks,
+            routes,
+            outlet: self,
+            source,
+            payload: Payload::Bytes(&[]),
+            frame_bytes: 0,
+            offload: Offload::NONE,
+            last: usize::MAX,
+        }
+    }
+}
+
 /// The way out for the frame at hand.
 pub(crate) struct Egress<'a> {
-    pub(crate) io: &'a mut Io,
+    io: &'a mut Io,
     pub(crate) sinks: &'a mut [Option<Sink>],
     pub(crate) routes: &'a [Route],
-    pub(crate) peers: &'a mut super::Peers,
-    pub(crate) dirty: &'a mut Vec<usize>,
-    pub(crate) scratch: &'a mut [u8],
-    pub(crate) packet_ins: &'a PacketInSender,
+    outlet: &'a mut Outlet,
     /// Counters of the port it came from.
     pub(crate) source: Option<&'a PortCells>,
     /// Everything behind the header copy.
@@ -221,6 +252,7 @@ impl Egress<'_> {
     fn hand_over(&mut self, worker: usize, port: PortNo, header: &Header) {
         let frame = self.frame(header);
         let sent = self
+            .outlet
             .peers
             .to
             .get_mut(worker)
@@ -252,25 +284,20 @@ impl forwarder::Egress for Egress<'_> {
                 None => return self.count_drop(DropReason::LinkDown),
             },
         };
-        let frame = Frame {
-            head: header.bytes(),
-            payload: self.payload,
-            payload_bytes: self.frame_bytes - header.consumed(),
-            offload: if header.grown() == 0 { self.offload } else { self.offload.moved(header.grown()) },
-        };
+        let frame = self.frame(header);
         let Some(sink) = &mut self.sinks[index] else { return };
         self.last = index;
         if !std::mem::replace(&mut sink.dirty, true) {
-            self.dirty.push(index);
+            self.outlet.dirty.push(index);
         }
-        sink.deliver(&frame, self.scratch, self.io);
+        sink.deliver(&frame, &mut self.outlet.scratch, self.io);
     }
 
     #[cold]
     fn packet_in(&mut self, mut packet_in: PacketIn, max_len: u16, header: &Header) {
         let frame = self.frame(header);
         let total = frame.bytes();
-        let whole = frame.linearise(self.scratch);
+        let whole = frame.linearise(&mut self.outlet.scratch);
         if let Some(partial) = frame.offload.partial
             && frame.offload.gso.is_none()
         {
@@ -286,7 +313,7 @@ impl forwarder::Egress for Egress<'_> {
             bytes.truncate(max_len.into());
         }
         packet_in.frame = bytes.into();
-        if !self.packet_ins.send(packet_in) {
+        if !self.outlet.packet_ins.send(packet_in) {
             self.count_drop(DropReason::PacketInLimit);
         }
     }
