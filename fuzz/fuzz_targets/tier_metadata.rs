@@ -26,7 +26,7 @@ fn superblock(data: &[u8]) {
     }
 }
 
-/// Blocks that follow each other, so that only what they say is the fuzzer's.
+/// Blocks that follow each other, so that only what they say is the fuzzer's; some are damaged.
 fn journal(data: &[u8]) {
     let mut ring = Vec::new();
     let (mut previous, mut lsn) = (0u32, 1u64);
@@ -43,15 +43,23 @@ fn journal(data: &[u8]) {
         }
         block[48..52].copy_from_slice(&previous.to_le_bytes());
         block[52..54].copy_from_slice(&(records as u16).to_le_bytes());
+        block[56..64].copy_from_slice(&(u64::from(payload[0]) % (sequence as u64 + 1)).to_le_bytes());
         seal(&mut block, 4);
         previous = u32::from_le_bytes(block[4..8].try_into().expect("four bytes"));
         lsn += records;
+        if payload.get(1) == Some(&0xff) {
+            block[4] ^= 1;
+        }
         ring.extend_from_slice(&block);
     }
     let start = Cursor { lsn: 1, ..Cursor::default() };
     let found = replay(&ring, start, POOL, 1);
     assert!(found.end.lsn <= lsn);
     assert!(found.records.iter().all(|(at, _)| *at < found.end.lsn));
+    if let Some(damage) = found.damage {
+        assert!(damage.blocks.first() == Some(&found.end.sequence));
+        assert!(damage.behind.iter().all(|(at, _)| (found.end.lsn..lsn).contains(at)));
+    }
 }
 
 fn one_checkpoint(data: &[u8]) {

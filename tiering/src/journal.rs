@@ -10,6 +10,11 @@
 //! caches. So an acknowledged write survives the death of the process at the price of one unflushed block, and a
 //! power cut never meets a record whose data did not land. What an opening refuses to honour it declares void
 //! in the log before anything else, so that it stays refused.
+//!
+//! **Stable.** A block that ends the log may be one whose write was interrupted, or one that was flushed and was
+//! damaged since. To tell them apart every block names the sequence number before which all blocks were flushed when
+//! it was written. A log that ends before the greatest such number has lost what was promised: [`Damage`]. The last
+//! block that was flushed has no witness until the next one is written.
 
 use crate::map::Entry;
 use crate::types::{Extent, PageMask, Pin, TenantId, VolumeId};
@@ -259,6 +264,8 @@ pub struct BlockHeader {
     pub boot: u64,
     /// All records up to this one are firm.
     pub firm_lsn: u64,
+    /// All blocks before this sequence number were flushed when this one was written.
+    pub stable: u64,
 }
 
 /// Appends one block with `records` (at most [`BLOCK_RECORDS`], perhaps none) to `out` and moves the cursor on.
@@ -272,7 +279,8 @@ pub fn encode_block(cursor: &mut Cursor, header: BlockHeader, records: &[Record]
     }
     out.put_u32(cursor.previous_crc);
     out.put_u16(records.len() as u16);
-    out.resize(start + HEADER_BYTES, 0);
+    out.put_u16(0);
+    out.put_u64(header.stable);
     for record in records {
         record.encode(out);
     }
@@ -283,21 +291,40 @@ pub fn encode_block(cursor: &mut Cursor, header: BlockHeader, records: &[Record]
         Cursor { sequence: cursor.sequence + 1, previous_crc: crc, lsn: cursor.lsn + records.len() as u64 };
 }
 
-fn decode_block(bytes: &[u8], expected: &mut Cursor, pool: u64) -> Option<(BlockHeader, Vec<Record>)> {
-    let mut reader = Reader(bytes);
-    let (magic, crc) = (reader.u32()?, reader.u32()?);
-    let (its_pool, sequence, boot, lsn) = (reader.u64()?, reader.u64()?, reader.u64()?, reader.u64()?);
-    let (firm_lsn, previous_crc, count) = (reader.u64()?, reader.u32()?, usize::from(reader.u16()?));
-    let fits = magic == MAGIC && its_pool == pool && count <= BLOCK_RECORDS;
-    let follows = *expected == Cursor { sequence, previous_crc, lsn };
-    if !fits || !follows || crc != crc32c::crc32c(bytes.get(8..)?) {
-        return None;
+/// A block by itself: whether it follows the one before is for the caller to see.
+struct Block {
+    header: BlockHeader,
+    sequence: u64,
+    previous_crc: u32,
+    lsn: u64,
+    records: Vec<Record>,
+    next: Cursor,
+}
+
+impl Block {
+    /// `None` if it is no block of this pool, or damaged.
+    fn decode(bytes: &[u8], pool: u64) -> Option<Block> {
+        let mut reader = Reader(bytes);
+        let (magic, crc) = (reader.u32()?, reader.u32()?);
+        let (its_pool, sequence, boot, lsn) = (reader.u64()?, reader.u64()?, reader.u64()?, reader.u64()?);
+        let (firm_lsn, previous_crc, count) = (reader.u64()?, reader.u32()?, usize::from(reader.u16()?));
+        let (_, stable) = (reader.u16()?, reader.u64()?);
+        let fits = magic == MAGIC && its_pool == pool && count <= BLOCK_RECORDS && stable <= sequence;
+        if !fits || crc != crc32c::crc32c(bytes.get(8..)?) {
+            return None;
+        }
+        let records = bytes.get(HEADER_BYTES..)?.chunks_exact(RECORD_BYTES).take(count).map(Record::decode);
+        let records = records.collect::<Option<Vec<_>>>()?;
+        let (next, lsn_end) = (sequence.checked_add(1)?, lsn.checked_add(count as u64)?);
+        let next = Cursor { sequence: next, previous_crc: crc, lsn: lsn_end };
+        let header = BlockHeader { pool, boot, firm_lsn, stable };
+        Some(Block { header, sequence, previous_crc, lsn, records, next })
     }
-    let records = bytes.get(HEADER_BYTES..)?.chunks_exact(RECORD_BYTES).take(count).map(Record::decode);
-    let records = records.collect::<Option<Vec<_>>>()?;
-    *expected =
-        Cursor { sequence: sequence.checked_add(1)?, previous_crc: crc, lsn: lsn.checked_add(count as u64)? };
-    Some((BlockHeader { pool, boot, firm_lsn }, records))
+
+    fn follows(&self, end: &Cursor) -> bool {
+        let Block { sequence, previous_crc, lsn, .. } = *self;
+        *end == Cursor { sequence, previous_crc, lsn }
+    }
 }
 
 /// What is found in the ring.
@@ -309,40 +336,106 @@ pub struct Replay {
     pub refused: Option<(u64, u64)>,
     /// Where the log goes on.
     pub end: Cursor,
+    /// Blocks that were flushed and cannot be read: what they said is lost.
+    pub damage: Option<Damage>,
+}
+
+/// Flushed blocks that are missing or damaged, from [`Replay::end`] on.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Damage {
+    /// Sequence numbers of the blocks that cannot be read, in order.
+    pub blocks: Vec<u64>,
+    /// Records known to have been in them; there were more if the last block of the log is among them.
+    pub records_lost: u64,
+    /// Records of the blocks behind: they tell of changes whose beginning may be lost.
+    pub behind: Vec<(u64, Record)>,
+}
+
+/// The records of a log, before it is known which of them count.
+#[derive(Default)]
+struct Found {
+    all: Vec<(u64, Record, bool)>,
+    voids: Vec<std::ops::RangeInclusive<u64>>,
+    firm: u64,
+    stable: u64,
+}
+
+impl Found {
+    fn add(&mut self, block: Block, boot: u64) {
+        self.firm = self.firm.max(block.header.firm_lsn);
+        self.stable = self.stable.max(block.header.stable);
+        for (lsn, record) in (block.lsn..).zip(block.records) {
+            if let Record::Void { first, last } = record {
+                self.voids.push(first..=last);
+            }
+            self.all.push((lsn, record, block.header.boot == boot));
+        }
+    }
 }
 
 /// Reads the log in `ring` (a whole number of blocks) from `start`. `boot` is the boot of the host now. Any bytes are
 /// allowed; what does not fit ends the log.
 pub fn replay(ring: &[u8], start: Cursor, pool: u64, boot: u64) -> Replay {
     let blocks = (ring.len() / BLOCK_BYTES) as u64;
-    let mut found = Replay { end: start, ..Replay::default() };
-    let (mut all, mut voids, mut firm) = (Vec::new(), Vec::new(), 0);
-    while blocks > 0 && found.end.sequence.wrapping_sub(start.sequence) < blocks {
-        let at = (found.end.sequence % blocks) as usize * BLOCK_BYTES;
-        let first = found.end.lsn;
-        let Some((header, records)) = decode_block(&ring[at..at + BLOCK_BYTES], &mut found.end, pool) else {
+    let block_at = |sequence: u64| {
+        let at = (sequence % blocks) as usize * BLOCK_BYTES;
+        Block::decode(&ring[at..at + BLOCK_BYTES], pool)
+    };
+    let mut result = Replay { end: start, ..Replay::default() };
+    let mut found = Found::default();
+    while blocks > 0 && result.end.sequence.wrapping_sub(start.sequence) < blocks {
+        let Some(block) = block_at(result.end.sequence).filter(|block| block.follows(&result.end)) else {
             break;
         };
-        firm = firm.max(header.firm_lsn);
-        for (lsn, record) in (first..).zip(records) {
-            if let Record::Void { first, last } = record {
-                voids.push(first..=last);
-            }
-            all.push((lsn, record, header.boot == boot));
-        }
+        result.end = block.next;
+        found.add(block, boot);
     }
-    for (lsn, record, same_boot) in all {
+    let in_log = found.all.len();
+    let place = |at: u64| start.sequence.checked_add(at);
+    let behind = (0..blocks).filter_map(place).filter(|sequence| *sequence > result.end.sequence);
+    let behind: Vec<Block> =
+        behind.filter_map(|at| block_at(at).filter(|block| block.sequence == at)).collect();
+    let stable = behind.iter().map(|block| block.header.stable).max().unwrap_or(0);
+    if stable > result.end.sequence {
+        result.damage = Some(damage(result.end, stable, behind, boot, &mut found));
+    }
+    let Found { all, voids, firm, .. } = found;
+    for (at, (lsn, record, same_boot)) in all.into_iter().enumerate() {
         if voids.iter().any(|range| range.contains(&lsn)) {
             continue;
         }
-        if lsn <= firm || same_boot {
-            found.records.push((lsn, record));
-        } else {
-            let first = found.refused.map_or(lsn, |(first, _)| first);
-            found.refused = Some((first, lsn));
+        match &mut result.damage {
+            _ if lsn > firm && !same_boot => {
+                let first = result.refused.map_or(lsn, |(first, _)| first);
+                result.refused = Some((first, lsn));
+            }
+            Some(damage) if at >= in_log => damage.behind.push((lsn, record)),
+            _ => result.records.push((lsn, record)),
         }
     }
-    found
+    result
+}
+
+/// Goes on behind the log's `end`: blocks before `stable` belong to it, the one that says so, and those that follow
+/// without a gap.
+fn damage(end: Cursor, stable: u64, behind: Vec<Block>, boot: u64, found: &mut Found) -> Damage {
+    let mut damage = Damage::default();
+    let mut next = end;
+    let witness = behind.iter().find(|block| block.header.stable == stable).map_or(0, |block| block.sequence);
+    for block in behind {
+        let follows = block.follows(&next);
+        if !follows && block.sequence > witness {
+            break;
+        }
+        if !follows {
+            damage.blocks.extend(next.sequence..block.sequence.min(stable));
+            damage.records_lost += block.lsn.saturating_sub(next.lsn);
+        }
+        next = block.next;
+        found.add(block, boot);
+    }
+    damage.blocks.extend(next.sequence..stable);
+    damage
 }
 
 #[cfg(test)]

@@ -42,13 +42,29 @@ fn ring_of(batches: &[(Vec<Record>, u64, u64)], blocks: usize) -> Vec<u8> {
         let mut block = Vec::new();
         encode_block(
             &mut cursor,
-            BlockHeader { pool: POOL, boot: *boot, firm_lsn: *firm_lsn },
+            BlockHeader { pool: POOL, boot: *boot, firm_lsn: *firm_lsn, stable: 0 },
             records,
             &mut block,
         );
         ring[at..at + BLOCK_BYTES].copy_from_slice(&block);
     }
     ring
+}
+
+/// Appends a block of one record.
+fn put(ring: &mut [u8], mut cursor: Cursor, record: Record, stable: u64) {
+    let at = cursor.sequence as usize * BLOCK_BYTES % ring.len();
+    let mut block = Vec::new();
+    let header = BlockHeader { pool: POOL, boot: 5, firm_lsn: 0, stable };
+    encode_block(&mut cursor, header, &[record], &mut block);
+    ring[at..at + BLOCK_BYTES].copy_from_slice(&block);
+}
+
+/// The cursor behind the block before `sequence`.
+fn cursor_of(ring: &[u8], sequence: u64) -> Cursor {
+    let Some(before) = sequence.checked_sub(1) else { return START };
+    let at = before as usize * BLOCK_BYTES % ring.len();
+    Block::decode(&ring[at..at + BLOCK_BYTES], POOL).expect("it was written").next
 }
 
 const START: Cursor = Cursor { sequence: 0, previous_crc: 0, lsn: 1 };
@@ -73,6 +89,37 @@ proptest! {
         prop_assert_eq!(found.records.len(), at / BLOCK_BYTES);
     }
 
+    /// Twelve blocks of one record, on a ring of sixteen that they go around; those before `stable` were flushed.
+    #[test]
+    fn a_flushed_block_that_is_damaged_is_reported_and_no_other(
+        stable in 0u64..12, at in 0u64..12, byte in 0usize..96, flip in 1u8.., lap in 0u64..16,
+    ) {
+        let delete = |id| Record::Delete { id: VolumeId(id) };
+        let mut start = START;
+        let mut ring = vec![0; 16 * BLOCK_BYTES];
+        for sequence in 0..lap + 12 {
+            if sequence == lap {
+                start = cursor_of(&ring, lap);
+            }
+            let before = if sequence == 0 { START } else { cursor_of(&ring, sequence) };
+            put(&mut ring, before, delete(sequence as u32), (lap + stable).min(sequence));
+        }
+        let damaged = ((lap + at) % 16) as usize * BLOCK_BYTES;
+        ring[damaged + byte] ^= flip;
+        let found = replay(&ring, start, POOL, 5);
+        prop_assert_eq!(found.records.len() as u64, at);
+        prop_assert_eq!(found.end.sequence, lap + at);
+        // The blocks behind it say so, if there are any.
+        if at < stable {
+            let damage = found.damage.expect("a flushed block is gone");
+            prop_assert_eq!(damage.blocks, [lap + at]);
+            prop_assert_eq!(damage.records_lost, 1);
+            prop_assert_eq!(damage.behind.len() as u64, 11 - at);
+        } else {
+            prop_assert_eq!(found.damage, None);
+        }
+    }
+
     #[test]
     fn any_bytes_are_read_without_panic(
         bytes in prop::collection::vec(any::<u8>(), 0..3 * BLOCK_BYTES), sequence: u64, lsn: u64, fix: bool, count: u16,
@@ -85,7 +132,7 @@ proptest! {
             let at = (sequence % blocks) as usize * BLOCK_BYTES;
             let mut head = Vec::new();
             encode_block(&mut Cursor { sequence: sequence.min(u64::MAX - 1), previous_crc: 0, lsn: lsn.min(u64::MAX - 1) },
-                BlockHeader { pool: POOL, boot: 0, firm_lsn: 0 }, &[], &mut head);
+                BlockHeader { pool: POOL, boot: 0, firm_lsn: 0, stable: 0 }, &[], &mut head);
             ring[at..at + HEADER_BYTES].copy_from_slice(&head[..HEADER_BYTES]);
             ring[at + 52..at + 54].copy_from_slice(&(count % 130).to_le_bytes());
             let crc = crc32c::crc32c(&ring[at + 8..at + BLOCK_BYTES]);
@@ -121,7 +168,12 @@ fn an_earlier_lap_never_fits() {
     let mut start = START;
     let mut scratch = Vec::new();
     for (records, ..) in &blocks[..6] {
-        encode_block(&mut start, BlockHeader { pool: POOL, boot: 5, firm_lsn: 0 }, records, &mut scratch);
+        encode_block(
+            &mut start,
+            BlockHeader { pool: POOL, boot: 5, firm_lsn: 0, stable: 0 },
+            records,
+            &mut scratch,
+        );
     }
     let found = replay(&ring, start, POOL, 5);
     assert_eq!(found.records.len(), 5);

@@ -41,6 +41,12 @@ pub(super) struct Commit {
     pending: VecDeque<Record>,
     pub cursor: Cursor,
     pub written_lsn: u64,
+    /// All blocks before this one are written.
+    written_sequence: u64,
+    /// The running flush of the journal's device makes all blocks before this one stable.
+    flushing_sequence: u64,
+    /// All blocks before this one are stable.
+    stable_sequence: u64,
     /// All records up to this one have stable data.
     data_lsn: u64,
     pub firm_lsn: u64,
@@ -64,6 +70,9 @@ impl Commit {
             pending: VecDeque::new(),
             cursor,
             written_lsn: last,
+            written_sequence: cursor.sequence,
+            flushing_sequence: cursor.sequence,
+            stable_sequence: cursor.sequence,
             data_lsn: last,
             firm_lsn: last,
             writing: None,
@@ -92,6 +101,7 @@ impl Commit {
     pub fn opened(&mut self) {
         let last = self.cursor.lsn - 1;
         (self.written_lsn, self.data_lsn, self.firm_lsn) = (last, last, last);
+        (self.written_sequence, self.stable_sequence) = (self.cursor.sequence, self.cursor.sequence);
     }
 
     pub fn last_lsn(&self) -> u64 {
@@ -160,6 +170,9 @@ impl Store {
         let skip = (records && self.breaks(Rule::DataBeforeRecord))
             || (!records && self.breaks(Rule::FlushCoversAll));
         let mut running = 0;
+        if !skip {
+            self.commit.flushing_sequence = self.commit.written_sequence;
+        }
         for at in 0..self.devices.len() {
             let device = &mut self.devices[at];
             if device.unflushed && device.present && !skip {
@@ -187,6 +200,8 @@ impl Store {
 
     fn data_is_stable(&mut self, up_to: u64) {
         self.commit.data_lsn = up_to;
+        // A device that was skipped had nothing unflushed, blocks of the journal neither.
+        self.commit.stable_sequence = self.commit.flushing_sequence;
         if up_to > self.commit.firm_lsn {
             self.commit.stage = Stage::WriteMark { up_to };
         } else {
@@ -206,8 +221,12 @@ impl Store {
             }
             return;
         }
-        let header =
-            BlockHeader { pool: self.pool_tag(), boot: self.boot_tag(), firm_lsn: self.commit.data_lsn };
+        let header = BlockHeader {
+            pool: self.pool_tag(),
+            boot: self.boot_tag(),
+            firm_lsn: self.commit.data_lsn,
+            stable: self.commit.stable_sequence,
+        };
         let first = self.commit.cursor.sequence;
         let mut bytes = Vec::with_capacity(BLOCK_BYTES);
         for _ in 0..room {
@@ -254,6 +273,7 @@ impl Store {
             return;
         }
         self.commit.written_lsn = last_lsn;
+        self.commit.written_sequence = self.commit.cursor.sequence;
         self.unwritten.retain(|_, lsn| *lsn > last_lsn);
         for at in (0..self.ack_waiters.len()).rev() {
             if self.ack_waiters[at].0 <= last_lsn {
@@ -263,6 +283,7 @@ impl Store {
         }
         if let Some(up_to) = mark {
             self.commit.stage = Stage::FlushLog { up_to };
+            self.commit.flushing_sequence = self.commit.written_sequence;
             self.devices[0].unflushed = false;
             self.emit(DeviceId(0), ActionKind::Flush, 0, 0, Buffer::None, Owner::FlushLog);
         }
@@ -273,6 +294,7 @@ impl Store {
         if failed && !self.breaks(Rule::LogErrorStops) {
             return self.fail("the journal could not be flushed");
         }
+        self.commit.stable_sequence = self.commit.flushing_sequence;
         self.cycle_done(up_to);
     }
 

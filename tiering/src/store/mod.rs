@@ -21,6 +21,7 @@ mod budget;
 mod checkpoint;
 mod commit;
 mod copy;
+mod damaged;
 mod demote;
 mod fill;
 mod grow;

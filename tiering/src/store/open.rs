@@ -7,7 +7,7 @@
 use super::layout::Layout;
 use super::load::{ColdSlots, Loading, only_hot};
 use super::lost::{Lost, Ranges};
-use super::{Device, Stats, Store, checkpoint, commit};
+use super::{Device, Stats, Store, checkpoint, commit, damaged};
 use crate::checkpoint::{Content, area_bytes, read};
 use crate::hash::{FastMap, FastSet};
 use crate::journal::{BLOCK_BYTES, BlockHeader, Cursor, Record, Replay, encode_block, replay};
@@ -160,6 +160,19 @@ pub enum OpenError {
     /// Both copies of the checkpoint are damaged.
     #[error("checkpoint {0} is damaged on both tiers")]
     Checkpoint(u64),
+    /// Blocks of the journal that were flushed are damaged.
+    #[error(
+        "{} blocks of the journal on device 0 are damaged, from byte {} on, although later ones show that they were flushed: at least {records_lost} changes that were promised are lost, and these ranges cannot be read: {}; open degraded to read the rest as it was before",
+        blocks.len(), blocks.first().unwrap_or(&0), Ranges(lost)
+    )]
+    JournalDamaged {
+        /// Where they are, in bytes on the first hot device.
+        blocks: Vec<u64>,
+        /// Records known to have been in them.
+        records_lost: u64,
+        /// What is known to be lost.
+        lost: Vec<Lost>,
+    },
     /// The journal says what cannot be.
     #[error("journal record {lsn} contradicts the state before it")]
     Journal {
@@ -222,7 +235,7 @@ pub fn format(io: &mut dyn BlockingIo, spec: &FormatSpec) -> Result<(), OpenErro
 }
 
 /// What the superblocks say.
-struct Members {
+pub(super) struct Members {
     /// The superblocks of the devices that are there, in the pool's order.
     blocks: Vec<Option<Superblock>>,
     /// The one with the newest checkpoint: its list of devices counts.
@@ -399,13 +412,16 @@ impl Store {
         options: OpenOptions,
     ) -> Result<Store, OpenError> {
         let chief = &members.chief;
-        let mut ring = vec![0; chief.journal_blocks as usize * BLOCK_BYTES];
-        io.read(DeviceId(0), chief.journal_offset, &mut ring).map_err(|_| OpenError::Io(0))?;
+        let (ring, unreadable) = damaged::read_ring(io, chief.journal_offset, chief.journal_blocks)?;
         let (pool, boot) = (chief.pool.as_u64_pair().0, options.tuning.boot.as_u64_pair().0);
-        let Replay { records, refused, end } = replay(&ring, chief.checkpoint.journal, pool, boot);
+        let Replay { records, refused, end, damage } = replay(&ring, chief.checkpoint.journal, pool, boot);
         drop(ring);
         for (lsn, record) in records.into_iter().filter(|(lsn, _)| *lsn > chief.checkpoint.lsn) {
             loading.apply(record).ok_or(OpenError::Journal { lsn })?;
+        }
+        let damage = damage.or_else(|| damaged::ends_unreadable(end, &unreadable, chief.journal_blocks));
+        if let Some(damage) = damage {
+            return Self::without_journal(members, loading, damage, options);
         }
         let freed: FastSet<Extent> = loading.freed.iter().copied().collect();
         let allocator = &loading.allocator;
@@ -434,9 +450,9 @@ impl Store {
         // The first block says what is void: it goes first. Its own records point to no data, so they are firm too.
         let records: Vec<Record> = self.commit.take_pending();
         let firm_lsn = self.commit.cursor.lsn - 1 + records.len() as u64;
-        let header = BlockHeader { pool: self.pool_tag(), boot: self.boot_tag(), firm_lsn };
-        let mut bytes = Vec::new();
         let first = self.commit.cursor.sequence;
+        let header = BlockHeader { pool: self.pool_tag(), boot: self.boot_tag(), firm_lsn, stable: first };
+        let mut bytes = Vec::new();
         encode_block(&mut self.commit.cursor, header, &records, &mut bytes);
         let offset = chief.journal_offset + first % chief.journal_blocks * BLOCK_BYTES as u64;
         io.write(DeviceId(0), offset, &bytes).map_err(|_| OpenError::Io(0))?;
@@ -473,7 +489,12 @@ impl Store {
         Ok(store)
     }
 
-    fn assemble(members: Members, loading: Loading, commit: commit::Commit, options: OpenOptions) -> Store {
+    pub(super) fn assemble(
+        members: Members,
+        loading: Loading,
+        commit: commit::Commit,
+        options: OpenOptions,
+    ) -> Store {
         let Members { blocks, chief } = members;
         let mut devices = Vec::new();
         for (at, block) in blocks.into_iter().enumerate() {

@@ -4,6 +4,7 @@
 //! Everything follows from seeds. `SLUICE_CRASH_STATES=1000000 cargo test -p tiering --test crash --release` looks at
 //! a million states; a failure prints the seed that shows it.
 
+mod damage;
 mod faults;
 mod hand;
 mod model;

@@ -336,7 +336,7 @@ fn say(spec: &PoolSpec, devices: &Devices, error: &OpenError) -> String {
     if let (OpenError::Io(_), Some(failure)) = (error, &devices.failure) {
         text = format!("{text}: {failure}");
     }
-    if let OpenError::HotMissing { .. } = error {
+    if let OpenError::HotMissing { .. } | OpenError::JournalDamaged { .. } = error {
         text = format!("{text} with `sluice pool open {} --degraded`", spec.name);
     }
     text
