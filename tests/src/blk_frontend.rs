@@ -196,6 +196,26 @@ impl BlkFrontend {
         Ok(())
     }
 
+    /// Stops all queues, as QEMU does when it pauses its guest, and returns where each of them stands.
+    ///
+    /// # Errors
+    /// The daemon does not answer.
+    pub fn pause(&mut self) -> io::Result<Vec<u16>> {
+        (0..self.options.queues).map(|index| self.frontend.stop_queue(index)).collect()
+    }
+
+    /// Starts all queues again where they stood.
+    ///
+    /// # Errors
+    /// A message was refused.
+    pub fn resume(&mut self, bases: &[u16]) -> io::Result<()> {
+        for (index, (ring, base)) in self.rings.iter().zip(bases).enumerate() {
+            self.frontend.start_queue(index as u16, &ring.queue, *base)?;
+            ring.queue.kick();
+        }
+        Ok(())
+    }
+
     /// The messages below.
     pub fn frontend(&self) -> &Frontend {
         &self.frontend
@@ -209,6 +229,11 @@ impl BlkFrontend {
     /// Requests in flight on queue `index`.
     pub fn in_flight(&self, index: usize) -> usize {
         self.rings[index].flying.len()
+    }
+
+    /// Their tags.
+    pub fn tags(&self, index: usize) -> Vec<u64> {
+        self.rings[index].flying.values().map(|flight| flight.tag).collect()
     }
 
     /// Whether queue `index` has room for one more request.

@@ -2,7 +2,7 @@
 //! moves between the tiers, over copies, kills, a full pool and a lost device.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tests::blk_frontend::{BlkFrontend, BlkOptions, BlkRequest, IO_ERROR, OK, READ, WRITE};
@@ -60,6 +60,10 @@ fn four_queues() -> BlkOptions {
 
 fn model(bytes: u64, seed: u64) -> DiskModel {
     DiskModel::new(bytes / SECTOR as u64, 512, REQUEST_BYTES_MAX, seed)
+}
+
+fn connect_one(socket: &PathBuf) -> BlkFrontend {
+    BlkFrontend::connect(socket, BlkOptions::default()).unwrap()
 }
 
 fn connect(socket: &PathBuf) -> BlkFrontend {
@@ -161,45 +165,157 @@ fn a_killed_daemon_comes_back_and_every_request_is_done_once() {
     }
 }
 
+/// Fills a pool but for one unit that volume `guest` has; returns a driver of that volume.
+fn full_pool(bed: &Bed, options: BlkOptions) -> BlkFrontend {
+    let capacity = bed.pool()["usage"]["cold_bytes"].as_u64().unwrap();
+    let ballast = bed.volume("ballast", capacity / MIB * MIB, &[]);
+    let queues = options.queues.to_string();
+    let guest = bed.volume("guest", 8 * MIB, &["--queues", &queues]);
+    let mut blk = BlkFrontend::connect(&guest, options).unwrap();
+    assert_eq!(blk.write(0, &[1; SECTOR]), OK);
+    let mut filler = BlkFrontend::connect(&ballast, BlkOptions::default()).unwrap();
+    let bytes = vec![2; 64 << 10];
+    let units = filler.capacity().unwrap() / 128;
+    // One unit is the guest's.
+    for unit in 0..units.min(capacity / (64 << 10) - 1) {
+        assert_eq!(filler.write(unit * 128, &bytes), OK, "unit {unit} of {units}");
+    }
+    // Whatever rounding has left.
+    for sector in (128..).step_by(128) {
+        let write = BlkRequest { kind: WRITE, sector, out: &[3; SECTOR], tag: sector, ..Default::default() };
+        blk.send(0, &write);
+        if blk.answer(0, Duration::from_secs(1)).is_none() {
+            break;
+        }
+    }
+    assert!(holds_within(PATIENCE, || bed.pool()["state"] == "full"), "{}", bed.pool());
+    blk
+}
+
+/// Writes in flight, by tag, which is their sector: what they wrote.
+type Held = Vec<(u64, u8)>;
+
+/// More writes that have to wait, on all queues, and overwrites between them that need not.
+fn hold_more(blk: &mut BlkFrontend, held: &mut Held) {
+    for turn in 0..8 {
+        let queue = turn as usize % blk.queues();
+        let (sector, value) = (128 * (60 + turn), 10 + turn as u8);
+        let write =
+            BlkRequest { kind: WRITE, sector, out: &[value; SECTOR], tag: sector, ..Default::default() };
+        blk.send(queue, &write);
+        held.push((sector, value));
+        if turn % 3 == 0 {
+            let out = [value; SECTOR];
+            blk.send(queue, &BlkRequest { kind: WRITE, sector: 0, out: &out, tag: 0, ..Default::default() });
+            let answer = blk.answer(queue, PATIENCE).expect("an overwrite needs no space");
+            assert_eq!((answer.tag, answer.status), (0, OK));
+        }
+    }
+}
+
+/// All that was held is answered with success, once.
+fn all_done(blk: &mut BlkFrontend, held: &Held) {
+    let mut done = Vec::new();
+    while done.len() < held.len() {
+        let answer = blk.answer_any(PATIENCE).expect("the write goes on when there is space");
+        assert_eq!(answer.status, OK, "{answer:?}");
+        done.push(answer.tag);
+    }
+    done.sort_unstable();
+    let mut tags: Vec<u64> = held.iter().map(|(tag, _)| *tag).collect();
+    tags.sort_unstable();
+    assert_eq!(done, tags);
+    assert!(blk.answer_any(Duration::ZERO).is_none());
+    for (sector, value) in held {
+        assert_eq!(blk.read(*sector, SECTOR), vec![*value; SECTOR], "sector {sector}");
+    }
+}
+
+/// The write that [`full_pool`] left in flight.
+fn first_held(blk: &BlkFrontend) -> Held {
+    assert_eq!(blk.in_flight(0), 1);
+    vec![(blk.tags(0)[0], 3)]
+}
+
 /// A full pool lets overwrites through and holds what needs space until there is some.
 #[test]
 fn a_full_pool_waits_and_goes_on() {
     let bed = Bed::new("4MiB", "16MiB");
-    let usage = bed.pool()["usage"].clone();
-    let capacity = usage["cold_bytes"].as_u64().unwrap();
-    let ballast = bed.volume("ballast", capacity / MIB * MIB, &[]);
-    let guest = bed.volume("guest", 8 * MIB, &[]);
-    let mut blk = BlkFrontend::connect(&guest, BlkOptions::default()).unwrap();
-    assert_eq!(blk.write(0, &[1; SECTOR]), OK);
-    {
-        let mut filler = BlkFrontend::connect(&ballast, BlkOptions::default()).unwrap();
-        let bytes = vec![2; 64 << 10];
-        let units = filler.capacity().unwrap() / 128;
-        // One unit is the guest's.
-        for unit in 0..units.min(capacity / (64 << 10) - 1) {
-            assert_eq!(filler.write(unit * 128, &bytes), OK, "unit {unit} of {units}");
-        }
-    }
-    let mut next = 128;
-    // Whatever rounding has left.
-    let held = loop {
-        blk.send(
-            0,
-            &BlkRequest { kind: WRITE, sector: next, out: &[3; SECTOR], tag: next, ..BlkRequest::default() },
-        );
-        let full = || bed.pool()["state"] == "full";
-        if blk.answer(0, Duration::from_secs(1)).is_none() {
-            assert!(holds_within(PATIENCE, full), "{}", bed.pool());
-            break next;
-        }
-        next += 128;
-    };
-    blk.send(0, &BlkRequest { kind: WRITE, sector: 0, out: &[4; SECTOR], tag: 1, ..BlkRequest::default() });
-    let overwritten = blk.answer(0, PATIENCE).expect("an overwrite needs no space");
-    assert_eq!((overwritten.tag, overwritten.status), (1, OK));
+    let mut blk = full_pool(&bed, BlkOptions::default());
+    let mut held = first_held(&blk);
+    hold_more(&mut blk, &mut held);
     bed.run(&["volume", "delete", "ballast"]);
-    let resumed = blk.answer(0, PATIENCE).expect("the write goes on when there is space");
-    assert_eq!((resumed.tag, resumed.status), (held, OK));
-    assert_eq!((blk.read(held, SECTOR), blk.read(0, SECTOR)), (vec![3; SECTOR], vec![4; SECTOR]));
+    all_done(&mut blk, &held);
+    assert_eq!(blk.read(0, SECTOR), vec![16; SECTOR]);
     assert!(holds_within(PATIENCE, || bed.pool()["state"] == "open"), "{}", bed.pool());
+}
+
+/// How long whatever ends a queue may take although writes wait in it.
+const DETACH: Duration = Duration::from_secs(1);
+
+/// Writes that wait for space hold up nobody who wants their queue to end: they are done when it runs again.
+#[test]
+fn writes_that_wait_for_space_let_their_queue_stop() {
+    let mut bed = Bed::new("4MiB", "16MiB");
+    let mut blk = full_pool(&bed, BlkOptions { queues: 2, ..BlkOptions::default() });
+    let mut held = first_held(&blk);
+    hold_more(&mut blk, &mut held);
+    // The guest is paused, and goes on.
+    let began = Instant::now();
+    let bases = blk.pause().unwrap();
+    assert!(began.elapsed() < DETACH, "{:?}", began.elapsed());
+    assert!(blk.answer_any(Duration::ZERO).is_none(), "nobody may be told that it was done");
+    blk.resume(&bases).unwrap();
+    assert!(holds_within(PATIENCE, || bed.pool()["state"] == "full"), "{}", bed.pool());
+    // Copies are made although writes wait.
+    bed.run(&["volume", "snapshot", "guest", "then"]);
+    // The daemon is stopped, and starts again.
+    let began = Instant::now();
+    bed.daemon.stop();
+    assert!(began.elapsed() < 3 * DETACH, "{:?}", began.elapsed());
+    bed.daemon = Daemon::blk(&bed.site);
+    blk.reconnect().unwrap();
+    assert!(holds_within(PATIENCE, || bed.pool()["state"] == "full"), "{}", bed.pool());
+    assert!(blk.answer_any(Duration::ZERO).is_none());
+    bed.run(&["volume", "delete", "ballast"]);
+    all_done(&mut blk, &held);
+    assert_eq!(blk.read(0, SECTOR), vec![16; SECTOR]);
+    let mut then = connect_one(&bed.site.socket("then"));
+    assert_eq!(then.read(held[0].0, SECTOR), vec![0; SECTOR], "what waited is not in the copy");
+    assert_eq!(then.read(0, SECTOR), vec![16; SECTOR]);
+}
+
+/// A volume whose writes wait can be deleted.
+#[test]
+fn a_volume_whose_writes_wait_is_deleted() {
+    let bed = Bed::new("4MiB", "16MiB");
+    let mut blk = full_pool(&bed, BlkOptions::default());
+    hold_more(&mut blk, &mut Held::new());
+    let began = Instant::now();
+    bed.run(&["volume", "delete", "guest"]);
+    assert!(began.elapsed() < DETACH, "{:?}", began.elapsed());
+    assert!(holds_within(PATIENCE, || bed.pool()["state"] == "open"), "{}", bed.pool());
+}
+
+/// Without an inflight region only the newest can be taken back: the others end with an error, and none is lost.
+#[test]
+fn without_an_inflight_region_what_waits_ends_or_is_done_again() {
+    let bed = Bed::new("4MiB", "16MiB");
+    let mut blk = full_pool(&bed, BlkOptions { inflight: false, ..BlkOptions::default() });
+    let mut held = first_held(&blk);
+    hold_more(&mut blk, &mut held);
+    let began = Instant::now();
+    let bases = blk.pause().unwrap();
+    assert!(began.elapsed() < DETACH, "{:?}", began.elapsed());
+    let mut failed = Vec::new();
+    while let Some(answer) = blk.answer_any(Duration::ZERO) {
+        assert_eq!(answer.status, IO_ERROR, "{answer:?}");
+        failed.push(answer.tag);
+    }
+    // The last overwrite came after the seventh write that waits; the eighth is behind it.
+    assert_eq!(failed.len(), held.len() - 1);
+    held.retain(|(tag, _)| !failed.contains(tag));
+    blk.resume(&bases).unwrap();
+    bed.run(&["volume", "delete", "ballast"]);
+    all_done(&mut blk, &held);
 }

@@ -55,7 +55,7 @@ pub struct Start {
 
 /// What is given back when a queue has stopped.
 pub struct Stopped {
-    /// The ring, with nothing in flight and everything published.
+    /// The ring, with everything published, and nothing in flight but what the next session finds there.
     pub queue: Queue,
     /// Where it was counted.
     pub metrics: QueueMetrics,
@@ -173,6 +173,8 @@ pub(crate) struct Serving {
     broken: bool,
     unpublished: bool,
     stopping: Option<Reply<Option<Stopped>>>,
+    /// Requests that waited for space in a full pool when the queue had to stop.
+    left: Vec<u16>,
 }
 
 impl Serving {
@@ -216,6 +218,7 @@ impl Serving {
             // A predecessor may have died between its last answer and the signal.
             unpublished: true,
             stopping: None,
+            left: Vec::new(),
             queue,
         })
     }
@@ -231,7 +234,7 @@ impl Serving {
         self.signal(io);
     }
 
-    /// Pops no more; `reply` is answered when everything taken was answered.
+    /// Pops no more; `reply` is answered when everything taken was answered, or waits for space in a full pool.
     pub(crate) fn stop(&mut self, reply: Reply<Option<Stopped>>) {
         self.stopping = Some(reply);
     }
@@ -244,6 +247,7 @@ impl Serving {
 
     /// Ends a stopped queue and gives it back.
     pub(crate) fn finish(mut self, io: &mut Io) {
+        self.leave();
         self.publish(io);
         io.unwatch(self.watch);
         if let Target::File(file) = self.target {
@@ -279,6 +283,9 @@ impl Serving {
         }
         if self.unpublished {
             self.publish(kit.io);
+        }
+        if self.stopping.is_some() && self.open > 0 {
+            self.call_off_waiting(kit);
         }
         worked
     }

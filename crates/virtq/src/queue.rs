@@ -73,6 +73,8 @@ pub struct Queue {
     in_order: bool,
     /// Index of the next avail entry to take.
     next_avail: u16,
+    /// What it was at first: where heads that were taken over stand in the avail ring is not known.
+    first: u16,
     /// Index of the next used element to write.
     next_used: u16,
     /// The used index the driver was told.
@@ -153,6 +155,7 @@ impl Queue {
             indirect: setup.indirect,
             in_order: setup.in_order,
             next_avail: setup.next_avail,
+            first: setup.next_avail,
             next_used: 0,
             published: 0,
             signal_owed: false,
@@ -185,6 +188,7 @@ impl Queue {
         self.in_flight = heads.len() as u16;
         self.oldest = used_idx;
         self.next_avail = used_idx.wrapping_add(self.in_flight);
+        self.first = self.next_avail;
         for (place, &head) in heads.iter().enumerate() {
             self.heads[usize::from(head)] = HeadState::InFlight;
             let position = used_idx.wrapping_add(place as u16) & self.mask;
@@ -312,6 +316,29 @@ impl Queue {
             self.in_flight -= 1;
             self.next_avail = before;
         }
+    }
+
+    /// Leaves `heads`, which were popped and are not going to be used, to the queue that comes next. The newest go back to
+    /// the avail ring as if they had never been popped. The others stay in `heads`: where
+    /// [`keeps_in_flight`](Queue::keeps_in_flight) says so, the next queue gets them from
+    /// [`resubmit`](Queue::resubmit); elsewhere they have to be used after all, or the driver waits for them for ever.
+    ///
+    /// # Panics
+    ///
+    /// When one of them was used meanwhile (a bug of the caller).
+    pub fn leave(&mut self, heads: &mut Vec<u16>) {
+        while self.next_avail != self.first {
+            let newest = self.taken[usize::from(self.next_avail.wrapping_sub(1) & self.mask)];
+            let Some(at) = heads.iter().position(|head| *head == newest) else { break };
+            heads.swap_remove(at);
+            self.undo_pop(1);
+        }
+    }
+
+    /// Whether the queue that comes next finds what is in flight now: there is an inflight region, and the guest is not
+    /// just being migrated to a host that will not see it.
+    pub fn keeps_in_flight(&self) -> bool {
+        self.inflight.is_some() && self.log.is_none()
     }
 
     /// Follows the chain of a head and translates its buffers into `chain`, each descriptor being read once.

@@ -176,6 +176,21 @@ fn undone_pops_come_again() {
 }
 
 #[test]
+fn what_is_left_is_taken_back_from_the_newest_on() {
+    let driver = Driver::new();
+    driver.offer(&[4, 5, 6, 7]);
+    let mut queue = driver.queue();
+    assert_eq!(pop(&mut queue), Ok(vec![4, 5, 6, 7]));
+    queue.push_used(5, 0);
+    let mut left = vec![7, 4, 6];
+    queue.leave(&mut left);
+    assert_eq!(left, [4], "what came before a used one stays in flight");
+    assert_eq!((queue.in_flight(), queue.next_avail()), (1, 2));
+    assert!(!queue.keeps_in_flight(), "nobody remembers it without an inflight region");
+    assert_eq!(pop(&mut queue), Ok(vec![6, 7]));
+}
+
+#[test]
 fn broken_chains_are_faults() {
     let far = 0x20_0000;
     type Table<'a> = &'a [(u16, u64, u32, u16, u16)];

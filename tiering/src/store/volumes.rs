@@ -2,6 +2,7 @@
 
 use super::Store;
 use crate::checkpoint::leaves_fitting;
+use crate::hash::FastMap;
 use crate::journal::Record;
 use crate::map::LEAF_ENTRIES;
 use crate::types::*;
@@ -246,7 +247,7 @@ impl Store {
     }
 
     /// Makes a snapshot (not writable) or a clone. It exists when [`Store::next_forked`] gives its id: first the writes
-    /// in flight on `from` are completed, and later ones wait for it.
+    /// in flight on `from` are completed, but for those that wait for space, and later ones wait for it.
     pub fn fork_volume(&mut self, from: VolumeId, writable: bool) -> Result<VolumeId, VolumeError> {
         self.changeable()?;
         let source = self.map.volume(from).ok_or(VolumeError::NoVolume(from))?;
@@ -277,7 +278,7 @@ impl Store {
     pub(super) fn pump_forks(&mut self) {
         let mut at = 0;
         while let Some(fork) = self.forks.get(at).copied() {
-            if self.writes_in_flight.get(&fork.from).is_some_and(|writes| *writes > 0) {
+            if self.writes_at_work(fork.from) > 0 {
                 at += 1;
                 continue;
             }
@@ -295,6 +296,23 @@ impl Store {
                 }
             }
         }
+    }
+
+    /// Writes in flight on a volume, but for those that do nothing but wait for space: they are not acknowledged, and begin
+    /// anew when there is some. A full pool must not hold up a copy.
+    fn writes_at_work(&self, id: VolumeId) -> u32 {
+        let writes = self.writes_in_flight.get(&id).copied().unwrap_or(0);
+        if writes == 0 || self.room_waiters.is_empty() {
+            return writes;
+        }
+        let mut parts: FastMap<u32, u32> = FastMap::default();
+        for part in self.room_waiters.iter().filter(|part| part.volume == id) {
+            *parts.entry(part.tag).or_insert(0) += 1;
+        }
+        let waits = |(tag, parts): &(&u32, &u32)| {
+            self.requests[**tag as usize].as_ref().is_some_and(|running| running.parts_left == **parts)
+        };
+        writes - parts.iter().filter(waits).count() as u32
     }
 
     /// Deletes a volume. Its space comes back in the background.

@@ -331,11 +331,11 @@ impl Store {
         }
     }
 
-    /// Calls off the writes of a volume that wait for space in a full pool, as when its queue has to stop: they fail with
-    /// [`RequestError::NoSpace`].
-    pub fn cancel_waiting(&mut self, volume: VolumeId) {
+    /// Calls off writes that wait for space in a full pool, as when their queue has to stop: those whose tag is one of
+    /// `whose` fail with [`RequestError::NoSpace`]. A write of several units may have been done in part.
+    pub fn cancel_waiting(&mut self, whose: impl Fn(u32) -> bool) {
         let waiting = std::mem::take(&mut self.room_waiters).into_iter();
-        let (gone, stay): (VecDeque<Part>, VecDeque<Part>) = waiting.partition(|part| part.volume == volume);
+        let (gone, stay): (VecDeque<Part>, VecDeque<Part>) = waiting.partition(|part| whose(part.tag));
         self.room_waiters = stay;
         for part in gone {
             self.part_done(part.tag, Err(RequestError::NoSpace), 0);

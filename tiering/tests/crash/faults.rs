@@ -307,7 +307,7 @@ fn writes_that_wait_for_space_can_be_called_off() {
         assert!(world.submit(write));
     }
     world.settle(|_, done| panic!("{done:?} found space"));
-    world.store.cancel_waiting(ids[1]);
+    world.store.cancel_waiting(|tag| tag == 3);
     let mut ended = Vec::new();
     world.settle(|_, done| ended.push((done.tag, done.result)));
     assert_eq!(ended, [(3, Err(RequestError::NoSpace))]);

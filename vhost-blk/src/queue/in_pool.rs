@@ -7,7 +7,8 @@ use reactor::{Full, Io};
 use tiering::{Action, Buffer, DISCARD_BYTES_MAX, RequestError, RequestKind, TRANSFER_BYTES_MAX, VolumeId};
 use virtq::Chain;
 
-use super::{CHANGED, Kit, Method, Serving, Stage, Step, read_range};
+use super::{CHANGED, Failure, Kit, Method, Serving, Stage, Step, read_range};
+use crate::metrics::ErrorKind;
 use crate::request::{DiskLimits, HEADER_BYTES, Request, Status};
 use crate::tier::{GuestPart, Owner, Pool};
 
@@ -147,15 +148,55 @@ impl Serving {
     /// The pool is done with what it was asked for request `head`.
     #[inline]
     pub(crate) fn pool_answered(&mut self, head: u16, result: Result<(), RequestError>, kit: &mut Kit<'_>) {
+        if result == Err(RequestError::NoSpace) && self.calls_off(head) {
+            return;
+        }
         let code = match result {
             Ok(()) => self.slots[usize::from(head)].chunk as i32,
             Err(RequestError::ReadOnly) => -libc::EROFS,
             Err(RequestError::NoVolume) => -libc::ENODEV,
             Err(RequestError::Quota) => -libc::EDQUOT,
+            Err(RequestError::NoSpace) => -libc::ENOSPC,
             Err(RequestError::Range) => -libc::EINVAL,
             Err(_) => -libc::EIO,
         };
         self.completed(head, code, kit);
+    }
+
+    /// A stopping queue does not wait for space in a full pool: see [`Serving::leave`].
+    pub(super) fn call_off_waiting(&self, kit: &mut Kit<'_>) {
+        if let Some(pool) = kit.pool.as_deref_mut() {
+            pool.call_off(self.number());
+        }
+    }
+
+    /// Notes a request that was called off since the queue stops. False if it is to be answered.
+    #[cold]
+    fn calls_off(&mut self, head: u16) -> bool {
+        let unspoilt = !self.broken && !self.slots[usize::from(head)].tampered;
+        if self.stopping.is_none() || !unspoilt {
+            return false;
+        }
+        self.left.push(head);
+        self.open -= 1;
+        true
+    }
+
+    /// Leaves the requests that were called off to the next session, which does them again: they were never answered. The
+    /// newest are as if they had never been taken; the others stay in flight in the inflight region. Where that is of no
+    /// use (there is none, or the guest is migrating to a host that won't see it) they end with an I/O error: a guest
+    /// can live with that, but not with a request that never ends.
+    pub(super) fn leave(&mut self) {
+        if self.broken || self.left.is_empty() {
+            return;
+        }
+        self.queue.leave(&mut self.left);
+        if !self.queue.keeps_in_flight() {
+            for head in std::mem::take(&mut self.left) {
+                self.open += 1;
+                self.answer(head, Err(Failure::io(ErrorKind::NoSpace)));
+            }
+        }
     }
 
     /// Brings the chain of a request that is being served back into `chain`. False if the guest spoilt it.

@@ -497,6 +497,16 @@ impl Pool {
         Some((owner, result))
     }
 
+    /// Calls off what a queue wrote that waits for space: it has to stop.
+    pub(crate) fn call_off(&mut self, number: u32) {
+        if self.store.waiting_for_space() > 0 {
+            let owners = &self.owners;
+            let of_queue = |owner| matches!(owner, Owner::Queue { queue, .. } if queue == number);
+            self.store.cancel_waiting(|tag| of_queue(owners[tag as usize]));
+            self.worked = true;
+        }
+    }
+
     /// Takes a transfer of the daemon's own.
     pub(crate) fn begin_own(&mut self, transfer: OwnTransfer) {
         self.own_waiting.push_back(transfer);
