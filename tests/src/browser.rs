@@ -9,10 +9,9 @@ use std::time::{Duration, Instant};
 
 use nix::sys::stat::Mode;
 use serde_json::{Value, json};
+use xtask::lab::netns::Namespace;
 use xtask::lab::process::{Lifetime, Process};
 use xtask::paths::find_program;
-
-use crate::ovs::Namespace;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 

@@ -4,7 +4,7 @@
 //! driver's side of a ring ([`driver_queue`]) in shared memory ([`guest_ram`]), a network and a block driver on
 //! top ([`net_frontend`], [`blk_frontend`]); what a disk must hold ([`disk_model`]); the program under test
 //! ([`binary`]) and its daemons ([`daemon`]); a device that echoes for tests of the session itself ([`echo_device`]); the log ([`log_lines`]);
-//! Open vSwitch with hosts around it ([`ovs`]); a browser ([`browser`]).
+//! a controller with switches and hosts around it ([`fabric`]); a browser ([`browser`]).
 
 use std::time::{Duration, Instant};
 
@@ -16,11 +16,11 @@ pub mod daemon;
 pub mod disk_model;
 pub mod driver_queue;
 pub mod echo_device;
+pub mod fabric;
 pub mod frontend;
 pub mod guest_ram;
 pub mod log_lines;
 pub mod net_frontend;
-pub mod ovs;
 pub mod switch;
 
 /// Looks at a condition until it holds; false: it did not within `patience`. For conditions that nothing announces.

@@ -1,19 +1,8 @@
 //! The controller's web page in a headless Chromium, with a switch of Open vSwitch in session.
 
-use std::time::Duration;
-
-use hyper::Method;
 use serde_json::json;
-use tests::binary;
 use tests::browser::Browser;
-use tests::holds_within;
-use tests::ovs::Ovs;
-use xtask::lab::http;
-use xtask::lab::process::{Lifetime, Process};
-
-const OPENFLOW: &str = "127.0.0.1:6653";
-const REST: &str = "127.0.0.1:8080";
-const PATIENCE: Duration = Duration::from_secs(20);
+use tests::fabric::{Fabric, Make, REST};
 
 /// The text of a table of the page.
 fn rows(table: &str) -> String {
@@ -22,23 +11,12 @@ fn rows(table: &str) -> String {
 
 #[test]
 fn a_network_is_made_and_a_port_attached_with_the_difference_shown_first() {
-    let ovs = Ovs::start();
-    let directory = tempfile::tempdir().unwrap();
-    let mut command = ovs.namespace.command(binary::sluice().to_str().unwrap());
-    command.args(["controller", "run", "--state-dir"]).arg(directory.path().join("state"));
-    command.arg("--run-dir").arg(directory.path());
-    command.args(["--openflow", &format!("tcp:{OPENFLOW}"), "--rest", REST]);
-    let log = directory.path().join("controller.log");
-    let _controller = Process::start("controller", &command, &log, Lifetime::Ours).unwrap();
-    ovs.add_bridge("br1", 1, OPENFLOW);
-    let get = |path: &str| {
-        let answer = ovs.namespace.enter(|| http::request(REST.parse().unwrap(), Method::GET, path, None));
-        answer.ok().and_then(|answer| answer.json().ok())
-    };
-    let settled = || get("/v1/switches").is_some_and(|list| list["switches"][0]["settled"] == json!(true));
-    assert!(holds_within(PATIENCE, settled), "the switch is in session");
+    let mut fabric = Fabric::new(Make::OpenVSwitch);
+    fabric.add_switch(1);
+    fabric.settled(1);
+    let get = |path: &str| fabric.get(path);
 
-    let mut browser = Browser::start(&ovs.namespace);
+    let mut browser = Browser::start(fabric.namespace());
     browser.open(&format!("http://{REST}/"));
     browser.until(&format!("{}.includes('settled')", rows("switches")));
     browser.until("document.querySelectorAll('#drawing rect').length === 1");
@@ -50,7 +28,7 @@ fn a_network_is_made_and_a_port_attached_with_the_difference_shown_first() {
     browser.evaluate("document.querySelector('#network-form [name=vlan]').value = '10'");
     browser.evaluate("document.querySelector('#network-form').requestSubmit()");
     browser.until("document.querySelector('#preview-text').textContent.includes('make network red')");
-    assert_eq!(get("/v1/networks").unwrap()["networks"], json!([]));
+    assert_eq!(get("/v1/networks")["networks"], json!([]));
     assert_eq!(browser.evaluate("document.activeElement.id"), json!("confirm"), "the keyboard is led there");
     browser.evaluate("document.querySelector('#confirm').click()");
     browser.until("document.querySelector('#outcome').textContent.includes('red: applied')");

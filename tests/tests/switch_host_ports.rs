@@ -1,13 +1,12 @@
 //! Tap and AF_PACKET ports: two switches of this process, joined by devices of a network namespace of the test's own.
 #![allow(clippy::print_stdout, reason = "a skipped test says so")]
 
-use std::process::Command;
-
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::Uid;
 use serde_json::{Value, json};
 use tests::net_frontend::{NetFrontend, NetHeader, NetOptions, feature};
 use tests::switch::{BROADCAST, PATIENCE, TestSwitch, expect_frame, expect_nothing, frame, mac};
+use xtask::lab::netns::{cable, ip};
 
 /// Moves this thread, and those it starts, to a network namespace of its own. False, with a message: not possible here.
 fn own_namespace() -> bool {
@@ -26,22 +25,24 @@ fn own_namespace() -> bool {
     true
 }
 
-fn ip(arguments: &str) {
-    let done = Command::new("ip").args(arguments.split(' ')).status().expect("ip(8) of iproute2");
-    assert!(done.success(), "ip {arguments}");
+/// A cable between the interfaces `left` and `right`.
+fn plug() {
+    cable(None, ["left", "right"], 1500).expect("ip(8) of iproute2");
 }
 
-/// A veth pair `left` and `right`, up. The kernel sets a device to work a moment after its peer came up, and until then
-/// drops what is sent.
-fn veth(mtu: u16) {
-    ip(&format!("link add left mtu {mtu} type veth peer name right mtu {mtu}"));
-    ip("link set left up");
-    ip("link set right up");
-    let works = |device: &str| {
-        let output = Command::new("ip").args(["-o", "link", "show", device]).output().expect("ip(8)");
-        String::from_utf8_lossy(&output.stdout).contains("state UP")
-    };
-    assert!(tests::holds_within(PATIENCE, || works("left") && works("right")), "the devices come up");
+/// Two switches with the ends of a cable as their ports `up`: tagged for these VLANs, untagged for VLAN 1.
+fn two_switches(vlans: Option<&str>) -> (TestSwitch, TestSwitch) {
+    plug();
+    let (one, two) = (TestSwitch::new(&[]), TestSwitch::new(&[]));
+    for (switch, end) in [(&one, "left"), (&two, "right")] {
+        let mut port = json!({"af_packet": end});
+        if let Some(vlans) = vlans {
+            port["trunk"] = json!(vlans);
+            port["native"] = json!(1);
+        }
+        switch.add("up", port);
+    }
+    (one, two)
 }
 
 /// Accepts all offloads.
@@ -97,10 +98,7 @@ fn vlans_over_a_packet_socket() {
     if !own_namespace() {
         return;
     }
-    veth(1500);
-    let (one, two) = (TestSwitch::new(&[]), TestSwitch::new(&[]));
-    one.add("up", json!({"af_packet": "left", "trunk": "10,20", "native": 1}));
-    two.add("up", json!({"af_packet": "right", "trunk": "10,20", "native": 1}));
+    let (one, two) = two_switches(Some("10,20"));
     assert!(one.switch.show("up").unwrap().link_up);
     for vid in [10, 20, 1] {
         let mut a = guest(&one, &format!("a{vid}"), json!({"vlan": vid}));
@@ -125,10 +123,7 @@ fn short_frames_are_padded_on_the_way_out() {
     if !own_namespace() {
         return;
     }
-    veth(1500);
-    let (one, two) = (TestSwitch::new(&[]), TestSwitch::new(&[]));
-    one.add("up", json!({"af_packet": "left", "trunk": "10", "native": 1}));
-    two.add("up", json!({"af_packet": "right", "trunk": "10", "native": 1}));
+    let (one, two) = two_switches(Some("10"));
     for vid in [1, 10] {
         let mut a = guest(&one, &format!("a{vid}"), json!({"vlan": vid}));
         let mut b = guest(&two, &format!("b{vid}"), json!({"vlan": vid}));
@@ -153,10 +148,7 @@ fn offloads_over_a_packet_socket() {
     if !own_namespace() {
         return;
     }
-    veth(1500);
-    let (one, two) = (TestSwitch::new(&[]), TestSwitch::new(&[]));
-    one.add("up", json!({"af_packet": "left", "trunk": "10", "native": 1}));
-    two.add("up", json!({"af_packet": "right", "trunk": "10", "native": 1}));
+    let (one, two) = two_switches(Some("10"));
     for vid in [1, 10] {
         let mut a = guest(&one, &format!("a{vid}"), json!({"vlan": vid}));
         let mut b = guest(&two, &format!("b{vid}"), json!({"vlan": vid}));
@@ -199,10 +191,7 @@ fn many_frames_at_once() {
     if !own_namespace() {
         return;
     }
-    veth(1500);
-    let (one, two) = (TestSwitch::new(&[]), TestSwitch::new(&[]));
-    one.add("up", json!({"af_packet": "left"}));
-    two.add("up", json!({"af_packet": "right"}));
+    let (one, two) = two_switches(None);
     let mut a = guest(&one, "a", json!({}));
     let mut b = guest(&two, "b", json!({}));
     for round in 0..100u8 {
@@ -223,7 +212,7 @@ fn a_device_that_goes_takes_the_link_with_it() {
     if !own_namespace() {
         return;
     }
-    veth(1500);
+    plug();
     let switch = TestSwitch::new(&[]);
     switch.add("up", json!({"af_packet": "left"}));
     let up = || {
@@ -231,11 +220,11 @@ fn a_device_that_goes_takes_the_link_with_it() {
         switch.switch.show("up").unwrap().link_up
     };
     assert!(up());
-    ip("link set right down");
+    ip("link set right down").unwrap();
     assert!(tests::holds_within(PATIENCE, || !up()));
-    ip("link set right up");
+    ip("link set right up").unwrap();
     assert!(tests::holds_within(PATIENCE, up));
-    ip("link del left");
+    ip("link del left").unwrap();
     assert!(tests::holds_within(PATIENCE, || !up()));
     let mut a = guest(&switch, "a", json!({}));
     let mut b = guest(&switch, "b", json!({}));
@@ -244,7 +233,7 @@ fn a_device_that_goes_takes_the_link_with_it() {
     drop((a, b));
     let switch = switch.restart(&[]);
     assert!(switch.switch.show("up").unwrap().failure.is_some());
-    veth(1500);
+    plug();
     let served = || {
         switch.switch.tick();
         let view = switch.switch.show("up").unwrap();

@@ -72,8 +72,6 @@ enum Judges {
         /// Of each file, run only every so manieth case
         #[arg(long, value_name = "COUNT")]
         every: Option<u32>,
-        #[arg(long, hide = true)]
-        inside: Option<std::path::PathBuf>,
     },
     /// Controllers by others drive the switch: Faucet and Gauge, os-ken, ovs-testcontroller
     Controllers,
@@ -114,14 +112,10 @@ fn run(chore: Chore) -> anyhow::Result<bool> {
             println!("{summary}");
             return Ok(summary.total().failed == 0);
         }
-        Chore::Judge { judge: Judges::Ryu { part, runs, seconds, every, inside } } => {
+        Chore::Judge { judge: Judges::Ryu { part, runs, seconds, every } } => {
             let all = || judge::PARTS.map(str::to_owned).to_vec();
             let parts = if part.is_empty() { all() } else { part };
             let order = judge::Order { parts, runs, seconds, every };
-            if let Some(directory) = inside {
-                judge::inside(&order, &directory)?;
-                return Ok(true);
-            }
             let reports = judge::ryu(&order, &progress)?;
             progress.finish();
             reports.iter().for_each(|report| println!("{report}"));

@@ -9,23 +9,21 @@
 //! Everything runs in a network namespace of its own that ends with it.
 
 pub mod controllers;
-mod ovs;
 mod python;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, ensure};
 use serde::Deserialize;
 
-use crate::lab::{Process, Site, process::Lifetime, wait_for};
+use crate::lab::ovs::{Datapath, Ovs};
+use crate::lab::{Process, Site, netns, process::Lifetime, wait_for};
 use crate::progress::Progress;
 use crate::{paths, setup};
-use ovs::Ovs;
 
 /// The tester, as its package index knows it. Later ones have no program that runs it.
 const PACKAGE: &str = "os-ken==3.1.0";
@@ -111,31 +109,21 @@ pub fn install(progress: &Progress) -> anyhow::Result<PathBuf> {
     Ok(python::environment("tester", &[PACKAGE], progress)?.join("python"))
 }
 
-/// Runs ourselves again in a namespace without any network but its own.
+/// One run, in the namespace of a new Open vSwitch; everything ends with it.
 fn in_namespace(order: &Order, python: &Path) -> anyhow::Result<Report> {
     let directory = tempfile::tempdir()?;
-    let mut command = Command::new("unshare");
-    // By this name we are found also when our file was built anew since we started.
-    command.arg("--net").arg("--").arg(format!("/proc/{}/exe", std::process::id()));
-    command.args(["judge", "ryu", "--inside"]).arg(directory.path()).env("JUDGE_PYTHON", python);
-    for part in &order.parts {
-        command.args(["--part", part]);
-    }
-    if let Some(seconds) = order.seconds {
-        command.arg("--seconds").arg(seconds.to_string());
-    }
-    if let Some(every) = order.every {
-        command.arg("--every").arg(every.to_string());
-    }
-    let status = command.status().context("running unshare")?;
-    if !status.success() {
-        let log = fs::read_to_string(directory.path().join("tester.log")).unwrap_or_default();
+    let directory = directory.path();
+    let ovs = Ovs::start(Datapath::Userspace)?;
+    // What is started inside ends with the thread that this runs on.
+    let judged = ovs.namespace().enter(|| inside(order, &ovs, directory, python))?;
+    judged.with_context(|| {
+        let log = fs::read_to_string(directory.join("tester.log")).unwrap_or_default();
         let lines: Vec<_> = log.lines().collect();
-        bail!("the judge did not come to an end:\n{}", lines[lines.len().saturating_sub(30)..].join("\n"));
-    }
+        format!("the judge did not come to an end:\n{}", lines[lines.len().saturating_sub(30)..].join("\n"))
+    })?;
     let mut report = Report::default();
     for part in &order.parts {
-        let text = fs::read_to_string(directory.path().join(format!("{part}.json")))?;
+        let text = fs::read_to_string(directory.join(format!("{part}.json")))?;
         let verdicts = text.lines().map(serde_json::from_str).collect::<Result<Vec<Verdict>, _>>()?;
         let passed = verdicts.iter().filter(|verdict| verdict.result == "OK").count();
         report.parts.insert(part.clone(), (passed as u64, verdicts.len() as u64));
@@ -145,24 +133,9 @@ fn in_namespace(order: &Order, python: &Path) -> anyhow::Result<Report> {
 }
 
 /// The part that runs inside the namespace; verdicts go to `directory`.
-///
-/// # Errors
-/// Something of the set-up does not come up, or the tester does not end.
-pub fn inside(order: &Order, directory: &Path) -> anyhow::Result<()> {
-    let namespace = |process: &str| fs::metadata(format!("/proc/{process}/ns/net")).map(|ns| ns.ino());
-    let parent = std::os::unix::process::parent_id().to_string();
-    ensure!(namespace("self")? != namespace(&parent)?, "this runs in a network namespace of its own only");
-    let python = PathBuf::from(std::env::var_os("JUDGE_PYTHON").context("JUDGE_PYTHON is not set")?);
-    ip("link set lo up")?;
-    // Nobody but the tester may send.
-    for which in ["all", "default"] {
-        // A kernel without IPv6 has nothing to switch off.
-        let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{which}/disable_ipv6"), "1");
-    }
+fn inside(order: &Order, ovs: &Ovs, directory: &Path, python: &Path) -> anyhow::Result<()> {
     for number in 1..=3 {
-        ip(&format!("link add t{number} type veth peer name o{number}"))?;
-        ip(&format!("link set t{number} up"))?;
-        ip(&format!("link set o{number} up"))?;
+        netns::cable(None, [&format!("t{number}"), &format!("o{number}")], 1500)?;
     }
     let program = paths::target().join("debug/sluice");
     let (dir, lifetime) = (directory.join("site"), Lifetime::Ours);
@@ -172,9 +145,12 @@ pub fn inside(order: &Order, directory: &Path) -> anyhow::Result<()> {
         let name = format!("t{number}");
         site.sluice(&["port", "add", &name, "--af-packet", &name, "--ofport", number])?;
     }
-    let _ovs = Ovs::start(directory, CONTROLLER, 2, &["o1", "o2", "o3"])?;
+    ovs.add_bridge("judge", 2, Some(CONTROLLER))?;
+    for number in 1..=3 {
+        ovs.add_port("judge", &format!("o{number}"), number, &[])?;
+    }
     for part in &order.parts {
-        judge(order, part, &python, directory)?;
+        judge(order, part, python, directory)?;
     }
     Ok(())
 }
@@ -211,10 +187,4 @@ fn judge(order: &Order, part: &str, python: &Path, directory: &Path) -> anyhow::
         }
         process.alive().map(|()| None)
     })
-}
-
-fn ip(arguments: &str) -> anyhow::Result<()> {
-    let output = Command::new("ip").args(arguments.split(' ')).output()?;
-    ensure!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr).trim());
-    Ok(())
 }

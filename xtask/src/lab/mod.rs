@@ -4,6 +4,7 @@ pub mod daemons;
 pub mod guest;
 pub mod http;
 pub mod netns;
+pub mod ovs;
 pub mod process;
 pub mod qemu;
 pub mod qmp;

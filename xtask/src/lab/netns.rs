@@ -4,11 +4,13 @@ use std::fs::File;
 use std::io::IoSliceMut;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::AsRawFd as _;
+use std::path::Path;
 use std::process::Command;
+use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, bail};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, recvmsg, sendto, setsockopt,
@@ -16,14 +18,38 @@ use nix::sys::socket::{
 };
 use nix::sys::time::{TimeVal, TimeValLike as _};
 
+use super::process::output;
+use super::wait::wait_for;
+
+/// How long a link may take to come up.
+const LINK_LIMIT: Duration = Duration::from_secs(30);
+
 /// Runs `ip` with these words.
 pub fn ip(words: &str) -> anyhow::Result<()> {
-    let output = Command::new("ip").args(words.split(' ')).output().context("iproute2 is needed")?;
-    ensure!(output.status.success(), "ip {words}: {}", String::from_utf8_lossy(&output.stderr).trim());
+    output(Command::new("ip").args(words.split(' '))).context("iproute2 is needed").map(drop)
+}
+
+/// Joins two interfaces that are made for it by a cable (a veth pair), in `namespace` or in that of the caller, and
+/// returns when frames pass: the kernel sets an interface to work a moment after its peer came up, and until then
+/// drops what is sent.
+pub fn cable(namespace: Option<&Namespace>, ends: [&str; 2], mtu: u16) -> anyhow::Result<()> {
+    let [one, other] = ends;
+    let at = namespace.map_or_else(String::new, |namespace| format!("-n {} ", namespace.name));
+    ip(&format!("{at}link add {one} mtu {mtu} type veth peer name {other} mtu {mtu}"))?;
+    for end in ends {
+        ip(&format!("{at}link set {end} up"))?;
+    }
+    for end in ends {
+        let show = format!("{at}-o link show {end}");
+        wait_for(&format!("interface {end}"), LINK_LIMIT, || {
+            let text = output(Command::new("ip").args(show.split(' ')))?;
+            Ok(text.contains("state UP").then_some(()))
+        })?;
+    }
     Ok(())
 }
 
-/// A network namespace; gone with the value.
+/// A network namespace; gone with the value, or, when its process was killed, with the next one that is made.
 pub struct Namespace {
     /// Its name.
     pub name: String,
@@ -33,8 +59,10 @@ impl Namespace {
     /// A new namespace with its loopback up, in which nothing speaks IPv6 by itself.
     pub fn new(what: &str) -> anyhow::Result<Namespace> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
+        static SWEEP: Once = Once::new();
+        SWEEP.call_once(remove_orphans);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("t{}-{number}-{what}", std::process::id());
+        let name = format!("{PREFIX}{}-{number}-{what}", std::process::id());
         ip(&format!("netns add {name}"))?;
         let namespace = Namespace { name };
         namespace.enter(|| {
@@ -64,6 +92,21 @@ impl Namespace {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.name, program]);
         command
+    }
+}
+
+/// First letters of our names; the id of the process that made the namespace follows.
+const PREFIX: &str = "sluice-";
+
+/// Removes the namespaces of processes that were killed.
+fn remove_orphans() {
+    let Ok(names) = std::fs::read_dir("/run/netns") else { return };
+    for name in names.flatten().filter_map(|entry| entry.file_name().into_string().ok()) {
+        let maker = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
+        if maker.is_some_and(|id| !Path::new(&format!("/proc/{id}")).exists()) {
+            // Another of us may have been faster.
+            let _ = ip(&format!("netns delete {name}"));
+        }
     }
 }
 
