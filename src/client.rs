@@ -241,6 +241,36 @@ fn is_starting(error: &anyhow::Error) -> bool {
     error.downcast_ref::<Refusal>().is_some_and(|refusal| refusal.status == 503)
 }
 
+/// Notices that the user wants a command to end, in place of ending at once.
+pub struct Interrupt {
+    runtime: tokio::runtime::Runtime,
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+}
+
+impl Interrupt {
+    /// From now on SIGINT and SIGTERM are for [`Interrupt::within`].
+    pub fn new() -> anyhow::Result<Interrupt> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let (interrupt, terminate) = {
+            let _inside = runtime.enter();
+            (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
+        };
+        Ok(Interrupt { runtime, interrupt, terminate })
+    }
+
+    /// Waits a while, or until there is a signal; true when there was one, also before.
+    pub fn within(&mut self, pause: Duration) -> bool {
+        self.runtime.block_on(async {
+            tokio::select! {
+                _ = self.interrupt.recv() => true,
+                _ = self.terminate.recv() => true,
+                () = tokio::time::sleep(pause) => false,
+            }
+        })
+    }
+}
+
 /// Writes the body of the answer to a GET to `file` as it comes, until the daemon ends it, somebody interrupts us, or
 /// nobody reads the file any more.
 pub fn stream(socket: &Path, path: &str, file: &mut dyn Write) -> anyhow::Result<()> {

@@ -8,6 +8,7 @@ mod client;
 mod controller;
 mod fdb;
 mod flow;
+mod job;
 mod net;
 mod output;
 mod pool;
@@ -42,6 +43,8 @@ enum Noun {
     Volume(volume::Args),
     /// Tiered pools of the storage daemon
     Pool(pool::Args),
+    /// Long work of the storage daemon, such as drains
+    Job(job::Args),
     /// Ports of the switch
     Port(port::Args),
     /// Learned MAC addresses of the switch
@@ -72,6 +75,7 @@ fn main() -> ExitCode {
         Noun::Controller(args) => controller::run(args),
         Noun::Volume(args) => volume::run(args),
         Noun::Pool(args) => pool::run(args),
+        Noun::Job(args) => job::run(args),
         Noun::Port(args) => port::run(args),
         Noun::Fdb(args) => fdb::run(args),
         Noun::Flow(args) => flow::run(args),

@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 use telemetry::check::show_size;
 
 use crate::client::{self, Collection, RunDir};
+use crate::job::Wait;
 use crate::output::{self, Look, bytes};
 
 const POOLS: Collection = Collection { daemon: "blk", path: "/v1/pools" };
@@ -44,6 +45,18 @@ enum Verb {
         degraded: bool,
         #[command(flatten)]
         daemon: RunDir,
+    },
+    /// Write everything back that is only on the fast devices; guests go on meanwhile
+    ///
+    /// It ends when all that was only there at the beginning has been written back, whatever guests write meanwhile.
+    Drain {
+        /// Name of the pool
+        name: String,
+        /// Drain the hot tier
+        #[arg(long, required = true)]
+        hot: bool,
+        #[command(flatten)]
+        wait: Wait,
     },
     /// Forget a pool without volumes; its devices are left alone
     Delete {
@@ -110,6 +123,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             let pool = POOLS.act(&daemon, &name, "open", Some(&json!({ "degraded": degraded })))?;
             output::line(format_args!("{name} is {}", state(&pool)));
             warn(&pool);
+        }
+        Verb::Drain { name, hot: _, wait } => {
+            wait.follow(&POOLS.act(wait.daemon(), &name, "drain", None)?)?;
         }
         Verb::Delete { name, daemon } => {
             POOLS.one(&daemon, Method::DELETE, &name, None)?;

@@ -21,6 +21,7 @@ pub mod frontend;
 pub mod guest_ram;
 pub mod log_lines;
 pub mod net_frontend;
+pub mod pool_bed;
 pub mod switch;
 
 /// Looks at a condition until it holds; false: it did not within `patience`. For conditions that nothing announces.

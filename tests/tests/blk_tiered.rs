@@ -4,55 +4,15 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
 use tests::blk_frontend::{BlkFrontend, BlkOptions, BlkRequest, IO_ERROR, OK, READ, WRITE};
 use tests::daemon::Daemon;
 use tests::disk_model::{DiskModel, SECTOR};
 use tests::frontend::PATIENCE;
-use tests::{binary, holds_within};
-use xtask::lab::Site;
+use tests::holds_within;
+use tests::pool_bed::{Bed, MIB};
 
-const MIB: u64 = 1 << 20;
 /// Longest request: over the border of a unit or two.
 const REQUEST_BYTES_MAX: usize = 96 << 10;
-
-/// A daemon with a pool whose hot tier is much smaller than the volumes, so that data move all the time.
-struct Bed {
-    daemon: Daemon,
-    site: Site,
-    /// Last, so that it goes last.
-    _dir: tempfile::TempDir,
-}
-
-impl Bed {
-    fn new(hot: &str, cold: &str) -> Self {
-        let dir = tempfile::Builder::new().prefix("sluice-").tempdir().unwrap();
-        let site = binary::site(dir.path());
-        let bed = Self { daemon: Daemon::blk(&site), site, _dir: dir };
-        let (hot, cold) = (bed.device("hot", hot), bed.device("cold", cold));
-        bed.run(&["pool", "create", "pool0", "--hot", &hot, "--cold", &cold]);
-        bed
-    }
-
-    fn device(&self, name: &str, size: &str) -> String {
-        format!("{}:{size}", self.site.dir.join(format!("{name}.img")).display())
-    }
-
-    fn run(&self, args: &[&str]) -> String {
-        self.site.sluice(args).unwrap()
-    }
-
-    fn volume(&self, name: &str, bytes: u64, options: &[&str]) -> PathBuf {
-        let size = bytes.to_string();
-        let args = [&["volume", "create", name, "--pool", "pool0", "--size", &size], options].concat();
-        self.run(&args);
-        self.site.socket(name)
-    }
-
-    fn pool(&self) -> Value {
-        self.site.sluice_json(&["pool", "show", "pool0"]).unwrap()
-    }
-}
 
 fn four_queues() -> BlkOptions {
     BlkOptions { queues: 4, slots: 32, slot_bytes: REQUEST_BYTES_MAX, ..BlkOptions::default() }

@@ -54,6 +54,8 @@ pub struct Slot {
     /// Since when it is among the dirty ones, ns.
     pub dirty_since_ns: u64,
     listed_dirty: bool,
+    /// The running drain has still to write it back.
+    to_drain: bool,
 }
 
 const EMPTY: Slot = Slot {
@@ -77,6 +79,7 @@ const EMPTY: Slot = Slot {
     since_ns: 0,
     dirty_since_ns: 0,
     listed_dirty: false,
+    to_drain: false,
 };
 
 impl Slot {
@@ -126,6 +129,8 @@ pub struct Directory {
     /// The dirty slots in the order in which they became so.
     dirty: List,
     dirty_links: Links,
+    /// Slots that the running drain has still to write back.
+    to_drain: u32,
 }
 
 impl Directory {
@@ -139,6 +144,7 @@ impl Directory {
             links: Links::new(0),
             dirty: List::EMPTY,
             dirty_links: Links::new(0),
+            to_drain: 0,
         };
         directory.grow(slots);
         directory
@@ -198,10 +204,48 @@ impl Directory {
                 state.dirty_since_ns = now_ns;
                 self.dirty.push_front(&mut self.dirty_links, slot);
             }
-            (true, false) => self.dirty.remove(&mut self.dirty_links, slot),
+            (true, false) => {
+                self.to_drain -= u32::from(std::mem::take(&mut state.to_drain));
+                self.dirty.remove(&mut self.dirty_links, slot);
+            }
             _ => return,
         }
         state.listed_dirty = dirty;
+    }
+
+    /// What is dirty now is to be drained.
+    pub fn mark_drain(&mut self) {
+        let mut at = self.dirty.back();
+        while let Some(slot) = at {
+            self.slots[slot as usize].to_drain = true;
+            at = self.dirtied_after(slot);
+        }
+        self.to_drain = self.dirty.len();
+    }
+
+    /// Whether the slot was marked by [`Directory::mark_drain`] and not written back since.
+    pub fn drains(&self, slot: u32) -> bool {
+        self.slots[slot as usize].to_drain
+    }
+
+    /// Slots of which that is true.
+    pub fn drain_left(&self) -> u32 {
+        self.to_drain
+    }
+
+    /// The slot was written back, and is dirty by what was written meanwhile: it counts as dirty since now. `drained`: it
+    /// had its mark when that began.
+    pub fn written_back(&mut self, slot: u32, drained: bool, now_ns: u64) {
+        let state = &mut self.slots[slot as usize];
+        if !state.listed_dirty {
+            return;
+        }
+        if drained {
+            self.to_drain -= u32::from(std::mem::take(&mut state.to_drain));
+        }
+        state.dirty_since_ns = now_ns;
+        self.dirty.remove(&mut self.dirty_links, slot);
+        self.dirty.push_front(&mut self.dirty_links, slot);
     }
 
     /// The slot that holds an extent.

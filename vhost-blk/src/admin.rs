@@ -12,6 +12,7 @@ use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use crate::job::JobView;
 use crate::spec::{CreateVolume, ForkVolume, ResizeVolume, VolumeView, read_create, read_fork, read_resize};
 use crate::tier::spec::{self as pools, CreatePool, OpenPool, PoolView};
 use crate::volume::Volumes;
@@ -30,6 +31,9 @@ pub fn router(volumes: Arc<Volumes>) -> Router {
         .routes(routes!(list_pools, create_pool))
         .routes(routes!(show_pool, delete_pool))
         .routes(routes!(open_pool))
+        .routes(routes!(drain_pool))
+        .routes(routes!(list_jobs))
+        .routes(routes!(show_job, cancel_job))
         .split_for_parts();
     router.route("/openapi.json", get(async || Json(description))).with_state(volumes)
 }
@@ -204,4 +208,48 @@ async fn open_pool(
 ) -> Result<Json<PoolView>, Problem> {
     let degraded = pools::read_open(&name, body)?;
     blocking(volumes, move |volumes| volumes.open_pool(&name, degraded)).await?.map(Json)
+}
+
+/// Begin to write back all that is only on the hot tier of a pool.
+#[utoipa::path(post, path = "/v1/pools/{name}/drain", params(("name" = String, Path)), responses(
+    (status = 202, description = "It has begun", body = JobView),
+    (status = 404, body = Problem),
+    (status = 409, description = "It is not open or read-only, or is being drained", body = Problem),
+))]
+async fn drain_pool(
+    State(volumes): State<Arc<Volumes>>,
+    Path(name): Path<String>,
+) -> Result<(StatusCode, Json<JobView>), Problem> {
+    let job = blocking(volumes, move |volumes| volumes.drain_pool(&name)).await??;
+    Ok((StatusCode::ACCEPTED, Json(job)))
+}
+
+/// The jobs that run, and the last ones that ended.
+#[utoipa::path(get, path = "/v1/jobs", responses((status = 200, body = [JobView])))]
+async fn list_jobs(State(volumes): State<Arc<Volumes>>) -> Json<Vec<JobView>> {
+    Json(volumes.jobs().list())
+}
+
+/// One job.
+#[utoipa::path(get, path = "/v1/jobs/{id}", params(("id" = u64, Path)), responses(
+    (status = 200, body = JobView),
+    (status = 404, body = Problem),
+))]
+async fn show_job(
+    State(volumes): State<Arc<Volumes>>,
+    Path(id): Path<u64>,
+) -> Result<Json<JobView>, Problem> {
+    volumes.jobs().show(id).map(Json)
+}
+
+/// Cancel a job; it ends within a moment.
+#[utoipa::path(delete, path = "/v1/jobs/{id}", params(("id" = u64, Path)), responses(
+    (status = 202, body = JobView),
+    (status = 404, body = Problem),
+))]
+async fn cancel_job(
+    State(volumes): State<Arc<Volumes>>,
+    Path(id): Path<u64>,
+) -> Result<(StatusCode, Json<JobView>), Problem> {
+    volumes.jobs().cancel(id).map(|job| (StatusCode::ACCEPTED, Json(job)))
 }

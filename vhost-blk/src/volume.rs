@@ -16,6 +16,7 @@ use tiering::{Pin, VolumeId};
 
 use crate::backend::BlkBackend;
 use crate::disk::{Disk, Seat};
+use crate::job::Jobs;
 use crate::metrics::QueueMetrics;
 use crate::outage::{Outage, poison_note};
 use crate::spec::{Backing, NewFork, VolumeSpec, VolumeState, VolumeView};
@@ -151,6 +152,7 @@ pub struct Volumes {
     /// Empty until the volumes of an earlier run are restored.
     workers: OnceLock<Arc<[WorkerHandle<Command>]>>,
     held: Mutex<Held>,
+    jobs: Jobs,
 }
 
 impl Volumes {
@@ -158,7 +160,8 @@ impl Volumes {
     pub fn empty(state: StateDir, run_dir: PathBuf, registry: Registry) -> Volumes {
         let limited = Arc::new(RateLimited::per_minute());
         let state = Mutex::new(Some(Arc::new(state)));
-        Volumes { state, run_dir, registry, limited, workers: OnceLock::new(), held: Mutex::default() }
+        let (workers, held, jobs) = (OnceLock::new(), Mutex::default(), Jobs::default());
+        Volumes { state, run_dir, registry, limited, workers, held, jobs }
     }
 
     /// Serves the volumes that the state directory lists, on `workers`. One whose data cannot be used is listed as failed
@@ -237,6 +240,11 @@ impl Volumes {
         self.workers.get().ok_or_else(|| {
             Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the daemon is still starting").detail("try again")
         })
+    }
+
+    /// Long work.
+    pub fn jobs(&self) -> &Jobs {
+        &self.jobs
     }
 
     pub(crate) fn registry(&self) -> &Registry {
@@ -380,9 +388,10 @@ impl Volumes {
         Ok(())
     }
 
-    /// Stops serving everything: queues are drained, sockets removed, pools closed. The list is kept, and the state
+    /// Stops serving everything: jobs are cancelled, queues drained, sockets removed, pools closed. The list is kept, and the state
     /// directory is free for another daemon.
     pub fn close(&self) {
+        self.jobs.close();
         let mut held = self.lock();
         held.volumes.clear();
         for pool in std::mem::take(&mut held.pools).into_values() {

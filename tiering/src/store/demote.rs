@@ -97,7 +97,9 @@ impl Store {
         state.users += 1;
         self.write_backs_running += 1;
         let job = self.job(JobKind::WriteBack, extent);
+        let drains = self.hot.drains(slot);
         let state = self.jobs.at(job);
+        state.drains = drains;
         (state.slot, state.scratch, state.pages) = (Some(slot), Some(scratch), pages);
         for (first, count) in runs(pages) {
             let (start, len) = (first * PAGE_BYTES as u32, count * PAGE_BYTES as u32);
@@ -118,6 +120,8 @@ impl Store {
         }
         if stage > 1 {
             self.wrote_back(slot, pages);
+            let drained = self.jobs.at(job).drains;
+            self.hot.written_back(slot, drained, self.now_ns);
             return self.end_write_back(job, slot, false);
         }
         let zeroes = if state.fresh { !state.valid } else { 0 };
@@ -161,9 +165,13 @@ impl Store {
         self.room_wanted = true;
     }
 
-    /// Writes everything back, as fast as scratch memory and the budget allow, until [`Store::dirty_slots`] is zero.
+    /// Writes everything back, as fast as scratch memory and the budget allow, until it is turned off. All that is dirty
+    /// now has been written back when [`Store::drain_left`] is zero, whatever guests write meanwhile.
     pub fn drain(&mut self, on: bool) {
         self.draining = on;
+        if on {
+            self.hot.mark_drain();
+        }
         self.room_wanted = on;
         self.pump();
     }
@@ -182,6 +190,11 @@ impl Store {
             at = self.hot.dirtied_after(slot);
             self.write_back_group(slot);
         }
+    }
+
+    /// Hot slots that the drain which was turned on last has still to write back.
+    pub fn drain_left(&self) -> u32 {
+        self.hot.drain_left()
     }
 
     /// Hot slots whose data is only there.

@@ -219,6 +219,8 @@ struct Job {
     pages: PageMask,
     zero_pages: PageMask,
     publish: bool,
+    /// A write-back that the running drain waits for.
+    drains: bool,
     /// The slot a copy-on-write reads from.
     source_slot: Option<u32>,
 }
@@ -622,6 +624,7 @@ impl Store {
             pages: 0,
             zero_pages: 0,
             publish: false,
+            drains: false,
             source_slot: None,
         })
     }

@@ -7,6 +7,7 @@
 
 pub mod control;
 pub mod device;
+mod drain;
 mod metrics;
 mod pool;
 pub mod registry;
