@@ -159,7 +159,11 @@ impl Backend for EchoDevice {
     fn set_call(&mut self, index: u16, call: Option<OwnedFd>) {
         self.note(Call::SetCall(index));
         let running = self.running[usize::from(index)].as_ref().expect("only running rings get a new call");
-        *running.call.lock().unwrap() = call;
+        let mut current = running.call.lock().unwrap();
+        *current = call;
+        if let Some(call) = current.as_ref() {
+            let _ = nix::unistd::write(call, &1u64.to_ne_bytes());
+        }
     }
 
     fn reset(&mut self) {

@@ -25,6 +25,7 @@ mod socket;
 mod tap;
 mod wiring;
 
+use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
@@ -475,6 +476,9 @@ impl Worker for SwitchWorker {
                 reply.send(self.ports.stop_queue(name, io));
             }
             Command::SetCall(name, call, reply) => {
+                if let Some(call) = &call {
+                    io.signal(call.as_fd());
+                }
                 self.ports.set_call(name, call);
                 reply.send(());
             }

@@ -107,7 +107,8 @@ pub trait Backend: Send + 'static {
     /// Gives a ring back, drained: nothing in flight, everything published. `None` if it was not running.
     fn stop_queue(&mut self, index: u16) -> Option<Queue>;
 
-    /// The running ring `index` shall signal another eventfd from now on (`None`: the frontend polls).
+    /// The running ring `index` shall signal another eventfd from now on (`None`: the frontend polls), and once right away:
+    /// what was used before went to the old eventfd, or to none.
     fn set_call(&mut self, index: u16, call: Option<OwnedFd>);
 
     /// The driver reset the device. No ring runs.

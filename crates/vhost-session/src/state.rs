@@ -270,8 +270,6 @@ impl<B: Backend> State<B> {
         let ring = &mut self.rings[usize::from(queue)];
         if ring.running {
             self.backend.set_call(queue, duplicate(call.as_ref())?);
-            // What was used before went to the old eventfd, or to none.
-            call.as_ref().map(wire::signal_eventfd);
         }
         ring.call = call;
         Ok(())

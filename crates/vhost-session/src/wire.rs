@@ -254,18 +254,6 @@ pub(crate) fn is_eventfd(fd: &OwnedFd) -> bool {
         .map_or(true, |target| target.as_os_str().as_encoded_bytes().starts_with(b"anon_inode:[eventfd"))
 }
 
-/// Signals an eventfd, unless its counter is full: then a signal is there already, and a write could block.
-pub(crate) fn signal_eventfd(fd: &OwnedFd) {
-    use rustix::event::{PollFd, PollFlags, Timespec};
-    let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
-    let mut look = [PollFd::new(fd, PollFlags::OUT)];
-    // One that the kernel filled to the brim is an error for poll, and no less full.
-    let _ = rustix::event::poll(&mut look, Some(&at_once));
-    if look[0].revents().contains(PollFlags::OUT) {
-        let _ = rustix::io::write(fd, &1u64.to_ne_bytes());
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::Read;
@@ -356,18 +344,5 @@ mod tests {
             [is_eventfd, is_unix_stream].map(|check| [&eventfd, &file, &socket, &datagram].map(check));
         assert_eq!(is_eventfd, [true, false, false, false]);
         assert_eq!(is_socket, [false, false, true, false]);
-    }
-
-    #[test]
-    fn a_full_eventfd_is_not_waited_for() {
-        let eventfd: OwnedFd = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap();
-        rustix::io::write(&eventfd, &(u64::MAX - 1).to_ne_bytes()).unwrap();
-        signal_eventfd(&eventfd);
-        let mut count = [0; 8];
-        rustix::io::read(&eventfd, &mut count).unwrap();
-        assert_eq!(u64::from_ne_bytes(count), u64::MAX - 1);
-        signal_eventfd(&eventfd);
-        rustix::io::read(&eventfd, &mut count).unwrap();
-        assert_eq!(u64::from_ne_bytes(count), 1);
     }
 }
