@@ -30,6 +30,9 @@ use ranges::{Method, read_range};
 
 /// Heads taken off a ring at once: enough to share the cost of publishing, few enough to be fair to other queues.
 pub(crate) const POP_BATCH: usize = 64;
+/// Requests carried out at once, by plain system calls, before their answers are shown: the guest is at work on these while
+/// the next ones are carried out.
+const AT_ONCE_MAX: usize = 16;
 /// Most bytes of one operation: what Linux moves in one call, in whole pages.
 const TRANSFER_BYTES_MAX: u64 = 1 << 30;
 
@@ -271,6 +274,10 @@ impl Serving {
         if self.queue.lost() && !self.broken {
             self.break_ring(0, &"guest memory was taken away", kit.io);
         }
+        // What is answered goes out before anything else is begun: the guest refills the ring meanwhile.
+        if self.unpublished {
+            self.publish(kit.io);
+        }
         if self.stalled_at != Some(completions) {
             self.stalled_at = None;
             let limits = self.disk.limits();
@@ -317,7 +324,13 @@ impl Serving {
         };
         let now_ns = kit.io.now_ns();
         let mut at_once = 0;
+        // Those of other queues do not count: every queue has its turn in every pass.
+        let before = kit.io.ended_waiting();
         for (position, &head) in heads[..count].iter().enumerate() {
+            if kit.io.ended_waiting() - before >= AT_ONCE_MAX {
+                self.queue.undo_pop((count - position) as u16);
+                break;
+            }
             self.open += 1;
             match self.begin(head, kit, limits, now_ns) {
                 Ok(Step::Started) => {}
