@@ -46,6 +46,8 @@ enum Verb {
         #[command(flatten)]
         daemon: RunDir,
     },
+    /// Make a pool larger while it is at work: more devices, or more of those it has
+    Extend(Extend),
     /// Write everything back that is only on the fast devices; guests go on meanwhile
     ///
     /// It ends when all that was only there at the beginning has been written back, whatever guests write meanwhile.
@@ -65,6 +67,40 @@ enum Verb {
         #[command(flatten)]
         daemon: RunDir,
     },
+}
+
+#[derive(clap::Args)]
+struct Extend {
+    /// Name of the pool
+    name: String,
+    /// A fast device that joins, or one of the pool with its new size; may be given several times
+    #[arg(long, value_name = "PATH[:SIZE]")]
+    hot: Vec<String>,
+    /// A large device that joins, or one of the pool with its new size; may be given several times
+    #[arg(long, value_name = "PATH[:SIZE]")]
+    cold: Vec<String>,
+    /// Overwrite what is on devices that join
+    #[arg(long)]
+    force: bool,
+    #[command(flatten)]
+    look: Look,
+}
+
+/// Puts devices into the body of a request.
+fn put_devices(body: &mut Map<String, Value>, tiers: [(&str, &Vec<String>); 2], force: bool) {
+    for (tier, devices) in tiers {
+        // Paths count from where the command is given; the size behind them is no part of a directory's name.
+        let absolute = |text: &String| {
+            std::path::absolute(Path::new(text))
+                .map_or_else(|_| text.clone(), |path| path.display().to_string())
+        };
+        if !devices.is_empty() {
+            body.insert(tier.to_string(), devices.iter().map(absolute).collect());
+        }
+    }
+    if force {
+        body.insert("force".to_string(), json!(true));
+    }
 }
 
 #[derive(clap::Args)]
@@ -91,20 +127,15 @@ impl Create {
     fn body(&self) -> Value {
         let mut body = Map::new();
         body.insert("name".to_string(), json!(self.name));
-        for (tier, devices) in [("hot", &self.hot), ("cold", &self.cold)] {
-            // Paths count from where the command is given; the size behind them is no part of a directory's name.
-            let absolute = |text: &String| {
-                std::path::absolute(Path::new(text))
-                    .map_or_else(|_| text.clone(), |path| path.display().to_string())
-            };
-            body.insert(tier.to_string(), devices.iter().map(absolute).collect());
-        }
+        put_devices(&mut body, [("hot", &self.hot), ("cold", &self.cold)], self.force);
         client::put_texts(&mut body, [("migration_bytes_per_s", &self.migration_limit)]);
-        if self.force {
-            body.insert("force".to_string(), json!(true));
-        }
         Value::Object(body)
     }
+}
+
+fn capacity(pool: &Value) -> String {
+    let of = |key: &str| bytes(&pool["usage"][key]);
+    format!("{} for data, {} of them hot at a time", of("cold_bytes"), of("hot_bytes"))
 }
 
 /// Runs the command.
@@ -112,9 +143,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     match args.verb {
         Verb::Create(create) => {
             let made = POOLS.make(&create.daemon, &create.body())?;
-            let usage = &made["usage"];
-            let (cold, hot) = (bytes(&usage["cold_bytes"]), bytes(&usage["hot_bytes"]));
-            output::line(format_args!("{} has {cold} for data, {hot} of them hot at a time", create.name));
+            output::line(format_args!("{} has {}", create.name, capacity(&made)));
             warn(&made);
         }
         Verb::List { look } => look.output.print(&POOLS.list(&look.daemon)?, list),
@@ -123,6 +152,16 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             let pool = POOLS.act(&daemon, &name, "open", Some(&json!({ "degraded": degraded })))?;
             output::line(format_args!("{name} is {}", state(&pool)));
             warn(&pool);
+        }
+        Verb::Extend(extend) => {
+            let mut body = Map::new();
+            put_devices(&mut body, [("hot", &extend.hot), ("cold", &extend.cold)], extend.force);
+            let look = &extend.look;
+            let pool = POOLS.act(&look.daemon, &extend.name, "devices", Some(&Value::Object(body)))?;
+            look.output.print(&pool, |pool| {
+                output::line(format_args!("{} has {}", extend.name, capacity(pool)));
+                warn(pool);
+            });
         }
         Verb::Drain { name, hot: _, wait } => {
             wait.follow(&POOLS.act(wait.daemon(), &name, "drain", None)?)?;

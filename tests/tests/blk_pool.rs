@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use tests::blk_frontend::{BlkFrontend, BlkOptions, OK};
+use tests::blk_frontend::{BlkFrontend, BlkOptions, BlkRequest, OK, WRITE};
 use tests::frontend::PATIENCE;
 use tests::holds_within;
 use tests::pool_bed::{Bed, MIB};
@@ -83,4 +83,60 @@ fn a_drain_is_cancelled() {
     bed.daemon = tests::daemon::Daemon::blk(&bed.site);
     blk.reconnect().unwrap();
     assert_eq!(blk.read(0, UNIT), vec![1; UNIT]);
+}
+
+/// A full pool gets more space, from the device it has and from others, and writes that waited go on; it is found again.
+#[test]
+fn a_full_pool_is_extended_at_work() {
+    let mut bed = Bed::new("8MiB", "16MiB");
+    bed.volume("v0", 64 * MIB, &[]);
+    let mut blk = connect(&bed, "v0");
+    let capacity = bed.pool()["usage"]["cold_bytes"].as_u64().unwrap();
+    let fits = capacity / UNIT as u64;
+    write_units(&mut blk, 0, fits, 1);
+    let wait = |blk: &mut BlkFrontend, unit: u64| {
+        let out = vec![2; UNIT];
+        let write =
+            BlkRequest { kind: WRITE, sector: unit * 128, out: &out, tag: unit, ..Default::default() };
+        blk.send(0, &write);
+        assert!(holds_within(PATIENCE, || bed.pool()["state"] == "full"), "{}", bed.pool());
+    };
+    let goes_on = |blk: &mut BlkFrontend, unit: u64| {
+        let answer = blk.answer(0, PATIENCE).expect("there is space");
+        assert_eq!((answer.tag, answer.status), (unit, OK));
+    };
+    wait(&mut blk, fits);
+    let cold = bed.device("cold", "18MiB");
+    let grown = bed.json(&["pool", "extend", "pool0", "--cold", &cold]);
+    goes_on(&mut blk, fits);
+    assert_eq!(grown["usage"]["cold_bytes"].as_u64(), Some(capacity + 2 * MIB));
+    write_units(&mut blk, fits, 32, 2);
+    wait(&mut blk, fits + 32);
+    let (hot2, cold2) = (bed.device("hot2", "4MiB"), bed.device("cold2", "16MiB"));
+    let said = bed.run(&["pool", "extend", "pool0", "--hot", &hot2, "--cold", &cold2]);
+    assert!(said.contains("pool0 has "), "{said}");
+    goes_on(&mut blk, fits + 32);
+    write_units(&mut blk, fits + 32, 100, 3);
+    let before = bed.pool();
+    assert_eq!(before["devices"].as_array().map(Vec::len), Some(4));
+    let read_all = |blk: &mut BlkFrontend| {
+        for unit in 0..fits + 132 {
+            let value = [1, 2, 3][usize::from(unit >= fits) + usize::from(unit >= fits + 32)];
+            assert_eq!(blk.read(unit * 128, UNIT), vec![value; UNIT], "unit {unit}");
+        }
+    };
+    read_all(&mut blk);
+    bed.daemon.kill_and_restart();
+    blk.reconnect().unwrap();
+    read_all(&mut blk);
+    assert_eq!(bed.pool()["devices"], before["devices"]);
+    // All that is wrong is told at once, and nothing has changed.
+    let absent = bed.site.dir.join("absent").display().to_string();
+    let refused =
+        bed.refused(&["pool", "extend", "pool0", "--hot", &cold2, "--cold", &absent, "--cold", &cold]);
+    for says in ["it is a cold device of this pool", "absent", "the pool uses 18874368 bytes of it already"] {
+        assert!(refused.contains(says), "{refused} does not say {says}");
+    }
+    assert!(bed.refused(&["pool", "extend", "pool0"]).contains("no device"));
+    assert_eq!(bed.pool()["devices"], before["devices"]);
 }

@@ -14,7 +14,7 @@ use utoipa_axum::routes;
 
 use crate::job::JobView;
 use crate::spec::{CreateVolume, ForkVolume, ResizeVolume, VolumeView, read_create, read_fork, read_resize};
-use crate::tier::spec::{self as pools, CreatePool, OpenPool, PoolView};
+use crate::tier::spec::{self as pools, CreatePool, ExtendPool, OpenPool, PoolView};
 use crate::volume::Volumes;
 
 #[derive(OpenApi)]
@@ -32,6 +32,7 @@ pub fn router(volumes: Arc<Volumes>) -> Router {
         .routes(routes!(show_pool, delete_pool))
         .routes(routes!(open_pool))
         .routes(routes!(drain_pool))
+        .routes(routes!(extend_pool))
         .routes(routes!(list_jobs))
         .routes(routes!(show_job, cancel_job))
         .split_for_parts();
@@ -252,4 +253,21 @@ async fn cancel_job(
     Path(id): Path<u64>,
 ) -> Result<(StatusCode, Json<JobView>), Problem> {
     volumes.jobs().cancel(id).map(|job| (StatusCode::ACCEPTED, Json(job)))
+}
+
+/// Make a pool larger: more devices, or more of those it has.
+#[utoipa::path(post, path = "/v1/pools/{name}/devices", params(("name" = String, Path)), request_body = ExtendPool,
+    responses(
+        (status = 200, body = PoolView),
+        (status = 400, description = "All that is wrong with the request or its devices", body = Problem),
+        (status = 404, body = Problem),
+        (status = 409, description = "It is not open or read-only, or cannot grow", body = Problem),
+    ))]
+async fn extend_pool(
+    State(volumes): State<Arc<Volumes>>,
+    Path(name): Path<String>,
+    JsonBody(body): JsonBody,
+) -> Result<Json<PoolView>, Problem> {
+    let more = pools::read_extend(&name, body)?;
+    blocking(volumes, move |volumes| volumes.extend_pool(&name, &more)).await?.map(Json)
 }

@@ -12,7 +12,7 @@ use virtq::Chain;
 use crate::backend::QUEUE_SIZE_MAX;
 use crate::helper::Helper;
 use crate::queue::{KICK, Kit, POP_BATCH, Serving, Start, Stopped};
-use crate::tier::{Owner, POOL_TOKEN, Pool, PoolStart};
+use crate::tier::{Grow, Owner, POOL_TOKEN, Pool, PoolStart};
 
 /// Queues of one worker at most. Each takes two files and one operation for its watch.
 const QUEUES_MAX: usize = 1024;
@@ -40,6 +40,8 @@ pub enum Command {
     OpenPool(Box<PoolStart>, Reply<Result<usize, String>>),
     /// Do something with a pool; dropped when there is no pool of this number.
     Pool(usize, PoolWork),
+    /// Make a pool larger; dropped when there is no pool of this number.
+    GrowPool(usize, Box<Grow>),
     /// End the thread. All queues were stopped before.
     Shutdown,
 }
@@ -136,7 +138,7 @@ impl BlkWorker {
                 self.completions += 1;
                 worked = true;
             }
-            pool.settle();
+            pool.settle(io);
             if pool.closed() {
                 self.pools[at].take().into_iter().for_each(|pool| pool.finish(io));
             }
@@ -191,6 +193,11 @@ impl Worker for BlkWorker {
             Command::Pool(number, work) => {
                 if let Some(pool) = self.pools.get_mut(number).and_then(Option::as_deref_mut) {
                     work(pool);
+                }
+            }
+            Command::GrowPool(number, grow) => {
+                if let Some(pool) = self.pools.get_mut(number).and_then(Option::as_deref_mut) {
+                    pool.grow(*grow, io);
                 }
             }
             Command::Shutdown => io.stop(),

@@ -4,9 +4,10 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock, mpsc};
 
 use reactor::{Gone, WorkerHandle};
-use tiering::{RequestError, RequestKind, Store, VolumeError, VolumeId};
+use tiering::{Grown, Growth, RequestError, RequestKind, Store, VolumeError, VolumeId};
 
-use super::pool::{OwnTransfer, Pool};
+use super::device::OpenDevice;
+use super::pool::{Grow, OwnTransfer, Pool};
 use crate::worker::Command;
 
 /// What is known of an open pool without asking its worker.
@@ -126,6 +127,15 @@ impl PoolHandle {
         })??;
         made.recv().map_err(|_| Gone)??;
         Ok(id)
+    }
+
+    /// Makes the pool larger, with another device or without, and waits until it is. Errors are words for people.
+    pub(crate) fn grow(&self, device: Option<OpenDevice>, growth: Growth) -> Result<Grown, String> {
+        let (sender, grown) = mpsc::sync_channel(1);
+        let then = Box::new(move |result| _ = sender.send(result));
+        let grow = Box::new(Grow { device, growth, then });
+        self.worker.send(Command::GrowPool(self.number, grow)).map_err(|gone| gone.to_string())?;
+        grown.recv().map_err(|_| Gone.to_string())?
     }
 
     /// Starts a transfer of the daemon's own; the result comes by itself.

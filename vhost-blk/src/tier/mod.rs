@@ -8,10 +8,11 @@
 pub mod control;
 pub mod device;
 mod drain;
+mod extend;
 mod metrics;
 mod pool;
 pub mod registry;
 pub mod spec;
 
+pub use pool::{Grow, Pool, PoolStart};
 pub(crate) use pool::{GuestPart, Owner, POOL_TOKEN};
-pub use pool::{Pool, PoolStart};

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use reactor::{Buffers, FileId, Full, Io, MemoryId, Reply};
 use telemetry::RateLimited;
 use tiering::{
-    Action, ActionKind, Buffer, Done, IoError, Request, RequestError, RequestKind, Store, UNIT_BYTES,
-    VolumeError, VolumeId,
+    Action, ActionKind, Buffer, Done, Grown, Growth, IoError, Request, RequestError, RequestKind, Store,
+    UNIT_BYTES, VolumeError, VolumeId,
 };
 use virtq::{Chain, GuestMemory, GuestSlice, Parts, RegionHint};
 
@@ -95,6 +95,19 @@ pub(crate) type WhenDone = Box<dyn FnOnce(Result<(), RequestError>) + Send>;
 /// What waits until a record survives a crash.
 type WhenFirm = Box<dyn FnOnce(Result<(), VolumeError>) + Send>;
 
+/// How a pool is to grow.
+pub struct Grow {
+    /// The device that joins, if one does.
+    pub(crate) device: Option<OpenDevice>,
+    /// What the store is told.
+    pub(crate) growth: Growth,
+    /// Gets what came of it.
+    pub(crate) then: WhenGrown,
+}
+
+/// What waits for a pool to grow.
+type WhenGrown = Box<dyn FnOnce(Result<Grown, String>) + Send>;
+
 /// A device of an open pool.
 struct Member {
     file: FileId,
@@ -153,6 +166,8 @@ pub struct Pool {
     own_waiting: VecDeque<OwnTransfer>,
     when_firm: Vec<(u64, WhenFirm)>,
     forks: Vec<(VolumeId, WhenFirm)>,
+    /// Whether a device joins, and who waits.
+    growing: Option<(bool, WhenGrown)>,
     closing: Option<Reply<()>>,
     epoch: Instant,
     next_tick: Instant,
@@ -202,6 +217,7 @@ impl Pool {
             own_waiting: VecDeque::new(),
             when_firm: Vec::new(),
             forks: Vec::new(),
+            growing: None,
             closing: None,
             epoch: start.epoch,
             next_tick: io.now(),
@@ -556,6 +572,29 @@ impl Pool {
         self.worked = true;
     }
 
+    /// Begins to grow.
+    pub(crate) fn grow(&mut self, Grow { device, growth, then }: Grow, io: &mut Io) {
+        let joins = device.is_some();
+        match device.map(|device| Member::new(device, io)).transpose() {
+            Ok(member) => self.members.extend(member.map(Some)),
+            Err(error) => return then(Err(format!("the worker cannot take the device: {error}"))),
+        }
+        self.growing = Some((joins, then));
+        self.worked = true;
+        if let Err(error) = self.store.grow(growth) {
+            self.grown(Err(error.to_string()), io);
+        }
+    }
+
+    fn grown(&mut self, result: Result<Grown, String>, io: &mut Io) {
+        let Some((joins, then)) = self.growing.take() else { return };
+        if joins && result.is_err() && self.members.len() > self.store.devices().count() {
+            let gone = self.members.pop().flatten();
+            gone.into_iter().for_each(|member| io.remove_file(member.file));
+        }
+        then(result);
+    }
+
     /// Ends the pool's work; `reply` is answered when all of its state is on the devices.
     pub(crate) fn close(&mut self, reply: Reply<()>) {
         self.store.close();
@@ -563,9 +602,16 @@ impl Pool {
         self.worked = true;
     }
 
-    /// Tells those who wait for records and forks.
+    /// Tells those who wait for records, forks and growth.
     #[inline]
-    pub(crate) fn settle(&mut self) {
+    pub(crate) fn settle(&mut self, io: &mut Io) {
+        if self.growing.is_some() {
+            match (self.store.next_grown(), self.store.read_only()) {
+                (Some(result), _) => self.grown(result.map_err(|error| error.to_string()), io),
+                (None, Some(why)) => self.grown(Err(format!("the pool is read-only: {why}")), io),
+                (None, None) => {}
+            }
+        }
         if !self.when_firm.is_empty() || !self.forks.is_empty() {
             self.tell_waiting();
         }

@@ -15,7 +15,8 @@ use super::control::{PoolHandle, PoolStatus};
 use super::device::{Devices, OpenDevice, SCRATCH_BUFFERS};
 use super::metrics::PoolMetrics;
 use super::spec::{
-    DeviceSpec, LostRange, NewDevice, NewPool, PoolSpec, PoolState, PoolUsage, PoolView, TierName,
+    DeviceSpec, LostRange, MoreDevices, NewDevice, NewPool, PoolSpec, PoolState, PoolUsage, PoolView,
+    TierName,
 };
 use crate::spec::Backing;
 use crate::volume::{Held, Volumes, chain_of};
@@ -55,11 +56,11 @@ impl Volumes {
         }
         let workers = self.workers()?.clone();
         let title = format!("the pool `{}` cannot be made", new.name);
-        let devices =
-            open_new(&held, new).map_err(|errors| Problem::invalid(title.clone(), errors.list().to_vec()))?;
+        let devices = open_new(&held, &new.devices)
+            .map_err(|errors| Problem::invalid(title.clone(), errors.list().to_vec()))?;
         let unmake = |devices: &[OpenDevice]| devices.iter().for_each(OpenDevice::unmake);
         let member = |(at, device): (usize, &OpenDevice)| DeviceSpec {
-            tier: if at < new.hot.len() { TierName::Hot } else { TierName::Cold },
+            tier: if at < new.devices.hot.len() { TierName::Hot } else { TierName::Cold },
             path: device.path.clone(),
             size_bytes: device.size_bytes,
             uuid: Uuid::new_v4(),
@@ -103,7 +104,7 @@ impl Volumes {
         if pool.open.is_ok() {
             return Err(Problem::conflict(format!("the pool `{name}` is open")));
         }
-        pool.open = self.find_pool(&pool.spec, &workers[place % workers.len()], degraded);
+        pool.open = self.find_pool(&mut pool.spec, &workers[place % workers.len()], degraded);
         if let Err(reason) = &pool.open {
             let title = format!("the pool `{name}` cannot be opened");
             return Err(Problem::conflict(title).detail(reason.clone()));
@@ -141,8 +142,8 @@ impl Volumes {
         specs: Vec<PoolSpec>,
         workers: &[WorkerHandle<Command>],
     ) {
-        for (place, spec) in specs.into_iter().enumerate() {
-            let open = self.find_pool(&spec, &workers[place % workers.len()], false);
+        for (place, mut spec) in specs.into_iter().enumerate() {
+            let open = self.find_pool(&mut spec, &workers[place % workers.len()], false);
             match &open {
                 Ok(_) => tracing::info!(pool = spec.name, "open again"),
                 Err(reason) => tracing::error!(pool = spec.name, reason, "this pool cannot be opened"),
@@ -179,10 +180,11 @@ impl Volumes {
         });
     }
 
-    /// Opens a pool's devices and the pool.
+    /// Opens a pool's devices and the pool. A device that was to join it, and did not before the daemon died, is no longer
+    /// in `spec` then.
     fn find_pool(
         &self,
-        spec: &PoolSpec,
+        spec: &mut PoolSpec,
         worker: &WorkerHandle<Command>,
         degraded: bool,
     ) -> Result<PoolHandle, String> {
@@ -190,10 +192,14 @@ impl Volumes {
         for (device, of) in devices.list.iter().zip(spec.devices.iter()) {
             check_member(spec, of, device.as_ref())?;
         }
-        self.start_pool(spec, devices, worker, degraded).map_err(|reason| match &missing[..] {
-            [] => reason,
-            missing => format!("{}; {reason}", missing.join("; ")),
-        })
+        let handle =
+            self.start_pool(spec, devices, worker, degraded).map_err(|reason| match &missing[..] {
+                [] => reason,
+                missing => format!("{}; {reason}", missing.join("; ")),
+            })?;
+        let members = handle.ask(|store| store.devices().count()).map_err(|gone| gone.to_string())?;
+        spec.devices.truncate(members);
+        Ok(handle)
     }
 
     fn start_pool(
@@ -217,6 +223,7 @@ impl Volumes {
         let epoch = Instant::now();
         let options = OpenOptions { tuning, degraded, now_ns: 0 };
         let store = Store::open(&mut devices, options).map_err(|error| say(spec, &devices, &error))?;
+        devices.list.truncate(store.devices().count());
         let status = Arc::new(PoolStatus::default());
         status.update(&store, &spec.name);
         let block_bytes = devices.list.iter().flatten().map(OpenDevice::block_bytes).max().unwrap_or(512);
@@ -242,8 +249,8 @@ pub(crate) fn no_pool(name: &str) -> Problem {
     Problem::not_found(format!("there is no pool `{name}`"))
 }
 
-/// Opens the devices of a new pool: all of them, or everything that is wrong with them.
-fn open_new(held: &Held, new: &NewPool) -> Result<Vec<OpenDevice>, Errors> {
+/// Opens the devices of a new pool, or more of them for one: all of them, or everything that is wrong with them.
+pub(super) fn open_new(held: &Held, new: &MoreDevices) -> Result<Vec<OpenDevice>, Errors> {
     let mut errors = Errors::new();
     let mut devices: Vec<OpenDevice> = Vec::new();
     let fields = ["hot", "cold"].into_iter().zip([&new.hot, &new.cold]);
@@ -347,7 +354,7 @@ fn volumes_of(held: &Held, pool: &str) -> Vec<String> {
     held.volumes.values().filter(|v| inside(&v.spec.backing)).map(|v| v.spec.name.clone()).collect()
 }
 
-fn view(held: &Held, pool: &HeldPool) -> PoolView {
+pub(super) fn view(held: &Held, pool: &HeldPool) -> PoolView {
     let spec = pool.spec.clone();
     let mut warnings = Vec::new();
     if spec.tier_bytes(TierName::Hot) > spec.tier_bytes(TierName::Cold) {

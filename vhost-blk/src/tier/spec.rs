@@ -35,6 +35,16 @@ pub enum TierName {
     Cold,
 }
 
+impl TierName {
+    /// As it is written.
+    pub fn key(self) -> &'static str {
+        match self {
+            TierName::Hot => "hot",
+            TierName::Cold => "cold",
+        }
+    }
+}
+
 impl From<TierName> for Tier {
     fn from(name: TierName) -> Tier {
         match name {
@@ -199,19 +209,26 @@ pub struct NewDevice {
     pub size_bytes: Option<u64>,
 }
 
+/// Devices of a pool that is to be made, or more of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MoreDevices {
+    /// The fast devices.
+    pub hot: Vec<NewDevice>,
+    /// The large devices.
+    pub cold: Vec<NewDevice>,
+    /// Overwrite what is on the devices.
+    pub force: bool,
+}
+
 /// A pool that is to be made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewPool {
     /// Its name.
     pub name: String,
-    /// The fast devices.
-    pub hot: Vec<NewDevice>,
-    /// The large devices.
-    pub cold: Vec<NewDevice>,
+    /// Its devices.
+    pub devices: MoreDevices,
     /// Most bytes a second that moves may take.
     pub migration_bytes_per_s: Option<u64>,
-    /// Overwrite what is on the devices.
-    pub force: bool,
 }
 
 /// The body of a request to make a pool, as it is described to others; see [`read_create`].
@@ -242,8 +259,8 @@ pub fn read_create(body: Value) -> Result<NewPool, Problem> {
     if !name.is_empty() {
         fields.errors().name("name", &name);
     }
-    let hot = read_devices(&mut fields, "hot");
-    let cold = read_devices(&mut fields, "cold");
+    let hot = read_devices(&mut fields, "hot", true);
+    let cold = read_devices(&mut fields, "cold", true);
     let migration_bytes_per_s = crate::spec::read_bytes(&mut fields, "migration_bytes_per_s");
     if migration_bytes_per_s.is_some_and(|rate| rate < 1 << 20) {
         let remedy = "give at least 1MiB, or leave it out for no limit";
@@ -256,14 +273,51 @@ pub fn read_create(body: Value) -> Result<NewPool, Problem> {
     }
     let force = fields.optional("force", "true or false").unwrap_or(false);
     fields.finish();
-    let all: Vec<&Path> = hot.iter().chain(&cold).map(|device| device.path.as_path()).collect();
+    let devices = MoreDevices { hot, cold, force };
+    refuse_twice(&devices, &mut errors);
+    let title = format!("the pool `{name}` cannot be made");
+    errors.into_result(title, NewPool { name, devices, migration_bytes_per_s })
+}
+
+/// The body of a request to extend a pool, as it is described to others; see [`read_extend`].
+#[derive(utoipa::ToSchema)]
+#[allow(dead_code, reason = "the description only")]
+pub struct ExtendPool {
+    /// Fast devices that join, or that the pool has and that have become larger: `PATH:SIZE`, or `PATH` for all of it.
+    hot: Option<Vec<String>>,
+    /// Large devices, in the same way.
+    cold: Option<Vec<String>>,
+    /// Overwrite what is on devices that join; false when absent.
+    force: Option<bool>,
+}
+
+/// Checks the body of a request to extend a pool. The keys are `hot`, `cold`, `force`.
+///
+/// # Errors
+/// Everything that is wrong with it.
+pub fn read_extend(name: &str, body: Value) -> Result<MoreDevices, Problem> {
+    let mut errors = Errors::new();
+    let mut fields = Fields::new("", body, &mut errors);
+    let hot = read_devices(&mut fields, "hot", false);
+    let cold = read_devices(&mut fields, "cold", false);
+    let force = fields.optional("force", "true or false").unwrap_or(false);
+    fields.finish();
+    let devices = MoreDevices { hot, cold, force };
+    if errors.is_empty() && devices.hot.is_empty() && devices.cold.is_empty() {
+        errors.add("hot", "", "no device", "give one or more, hot or cold");
+    }
+    refuse_twice(&devices, &mut errors);
+    errors.into_result(format!("the pool `{name}` cannot be extended"), devices)
+}
+
+fn refuse_twice(devices: &MoreDevices, errors: &mut Errors) {
+    let all: Vec<&Path> =
+        devices.hot.iter().chain(&devices.cold).map(|device| device.path.as_path()).collect();
     for (at, path) in all.iter().enumerate() {
         if all[..at].contains(path) {
             errors.add("devices", path.display(), "given twice", "give each device once");
         }
     }
-    let title = format!("the pool `{name}` cannot be made");
-    errors.into_result(title, NewPool { name, hot, cold, migration_bytes_per_s, force })
 }
 
 /// The body of a request to open a pool, as it is described to others; see [`read_open`].
@@ -286,9 +340,11 @@ pub fn read_open(name: &str, body: Value) -> Result<bool, Problem> {
     errors.into_result(format!("the pool `{name}` cannot be opened"), degraded)
 }
 
-fn read_devices(fields: &mut Fields<'_>, tier: &'static str) -> Vec<NewDevice> {
+fn read_devices(fields: &mut Fields<'_>, tier: &'static str, needed: bool) -> Vec<NewDevice> {
     let expected = "a list such as [\"/fast/hot.img:2GiB\"]";
-    let texts: Vec<String> = fields.required(tier, expected).unwrap_or_default();
+    let texts: Option<Vec<String>> =
+        if needed { fields.required(tier, expected) } else { fields.optional(tier, expected) };
+    let texts = texts.unwrap_or_default();
     let mut devices = Vec::new();
     for (at, text) in texts.iter().enumerate() {
         match read_device(text) {
@@ -296,7 +352,7 @@ fn read_devices(fields: &mut Fields<'_>, tier: &'static str) -> Vec<NewDevice> {
             Err((detail, remedy)) => fields.errors().add(format!("{tier}[{at}]"), text, detail, remedy),
         }
     }
-    if texts.is_empty() && fields.errors().is_empty() {
+    if needed && texts.is_empty() && fields.errors().is_empty() {
         fields.errors().add(tier, "", "no device", format!("give one or more, {expected}"));
     }
     devices
