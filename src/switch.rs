@@ -68,7 +68,7 @@ struct Flags {
     /// Groups at most [default: 4096]
     #[arg(long, value_name = "COUNT")]
     group_limit: Option<String>,
-    /// Meters at most [default: 4096]
+    /// Meters at most [default: 65536]
     #[arg(long, value_name = "COUNT")]
     meter_limit: Option<String>,
     /// How long a learned address is kept without a frame from it, in seconds [default: 300]

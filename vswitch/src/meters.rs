@@ -9,8 +9,9 @@ use packet::{Edit, FlowKey, Header, field};
 
 use crate::flow::FlowStats;
 
-/// Meters at most, unless configured otherwise.
-pub const METER_LIMIT_DEFAULT: usize = 4096;
+/// Meters at most, unless configured otherwise. Only those that are made take memory, and controllers take the limit
+/// for the highest number as well: Open vSwitch means it so.
+pub const METER_LIMIT_DEFAULT: usize = 65_536;
 /// Bands of a meter at most.
 pub const BANDS_MAX: usize = 16;
 /// What may come at once where the controller did not say, as a part of a second's worth: 1 / this.
