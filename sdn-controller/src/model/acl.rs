@@ -7,6 +7,7 @@ use telemetry::check::{Errors, Fields};
 use utoipa::ToSchema;
 
 use super::Mac;
+use super::attachment::read_net;
 
 /// Rules of one ACL at most.
 pub const RULES_MAX: usize = 512;
@@ -121,6 +122,13 @@ impl<'de> Deserialize<'de> for PortRange {
     }
 }
 
+/// `10.0.0.5` is as good as `10.0.0.5/32`.
+fn address_or_prefix<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<IpNet>, D::Error> {
+    let Some(text) = Option::<String>::deserialize(deserializer)? else { return Ok(None) };
+    let wrong = || format!("{text:?} is neither an IP address nor a prefix such as 10.0.0.0/24");
+    read_net(&text).map(Some).ok_or_else(|| serde::de::Error::custom(wrong()))
+}
+
 /// One rule. What is not given may be anything.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -136,11 +144,11 @@ pub struct Rule {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub protocol: Option<Protocol>,
     /// Sender's IP address or prefix.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "address_or_prefix", skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, example = "10.0.0.0/24")]
     pub source: Option<IpNet>,
     /// Receiver's IP address or prefix.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "address_or_prefix", skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub destination: Option<IpNet>,
     /// Sender's Ethernet address.
@@ -317,6 +325,22 @@ mod tests {
             {"direction": "ingress", "action": "allow", "protocol": "udp", "source_port": "8000-8999"},
         ], "default": {"ingress": "deny", "egress": "allow"}, "tenant": "t"});
         assert_eq!(serde_json::to_value(read(value.clone()).unwrap()).unwrap(), value);
+    }
+
+    #[test]
+    fn an_address_is_a_prefix() {
+        let acl = read(json!({"rules": [
+            {"direction": "ingress", "action": "allow", "source": "10.0.0.5", "destination": "10.0.1.7/24"},
+            {"direction": "egress", "action": "allow", "destination": "fd00::5"},
+        ]}));
+        let written = serde_json::to_value(acl.unwrap()).unwrap();
+        assert_eq!(written["rules"][0]["source"], "10.0.0.5/32");
+        assert_eq!(written["rules"][0]["destination"], "10.0.1.0/24");
+        assert_eq!(written["rules"][1]["destination"], "fd00::5/128");
+        let wrong = json!({"rules": [{"direction": "ingress", "action": "allow", "source": "10.0.0.300"}]});
+        let mut errors = Errors::new();
+        assert_eq!(Acl::from_json(wrong, &mut errors), None);
+        assert!(errors.list()[0].detail.contains("\"10.0.0.300\" is neither"), "{}", errors.list()[0].detail);
     }
 
     #[test]

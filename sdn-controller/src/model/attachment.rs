@@ -120,12 +120,17 @@ impl Attachment {
     }
 }
 
+/// An IP address, or a prefix, of which the bits of the host are ignored.
+pub(super) fn read_net(text: &str) -> Option<IpNet> {
+    let address = text.parse::<IpAddr>().map(IpNet::from);
+    address.ok().or_else(|| text.parse::<IpNet>().ok()).map(|net| net.trunc())
+}
+
 fn read_ips(texts: Vec<String>, errors: &mut Errors) -> Vec<IpNet> {
     let mut ips = Vec::with_capacity(texts.len());
     for (index, text) in texts.iter().enumerate() {
-        let address = text.parse::<IpAddr>().map(IpNet::from);
-        match address.ok().or_else(|| text.parse::<IpNet>().ok()) {
-            Some(net) => ips.push(net.trunc()),
+        match read_net(text) {
+            Some(net) => ips.push(net),
             None => {
                 let remedy = "give 10.0.0.5, 10.0.0.0/24, fd00::5 or fd00::/64";
                 errors.add(format!("ips[{index}]"), text, "neither an address nor a prefix", remedy);
