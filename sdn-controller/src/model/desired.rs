@@ -189,19 +189,59 @@ pub struct Desired {
     pub chains: BTreeMap<String, Entry<Chain>>,
     /// Static flows by switch and id.
     pub flows: BTreeMap<(Dpid, String), Entry<FlowSpec>>,
+    /// By kind.
+    numbers: [Numbers; Kind::ALL.len()],
+}
+
+/// The numbers of one kind that are given: all from 1 to the highest but for the free ones. What is given decides how
+/// that is written, so equal sets are equal values.
+#[derive(Clone, PartialEq, Debug, Default)]
+struct Numbers {
+    highest: u32,
+    free: BTreeSet<u32>,
+}
+
+impl Numbers {
+    /// The lowest free one, without a look at those that are given.
+    fn lowest_free(&self) -> u32 {
+        self.free.first().copied().unwrap_or(self.highest + 1)
+    }
+
+    fn give(&mut self, number: u32) {
+        if number > self.highest {
+            self.free.extend(self.highest + 1..number);
+            self.highest = number;
+        } else {
+            self.free.remove(&number);
+        }
+    }
+
+    fn take_back(&mut self, number: u32) {
+        self.free.insert(number);
+        while self.highest > 0 && self.free.remove(&self.highest) {
+            self.highest -= 1;
+        }
+    }
 }
 
 /// Puts `value` in, under the number of what was there or the lowest free one; or takes it out.
-fn put<K: Ord, T>(map: &mut BTreeMap<K, Entry<T>>, key: K, value: Option<Arc<T>>, number: Option<u32>) {
-    let Some(value) = value else {
-        map.remove(&key);
-        return;
-    };
-    let number = number.or_else(|| map.get(&key).map(|entry| entry.number)).unwrap_or_else(|| {
-        let used: BTreeSet<u32> = map.values().map(|entry| entry.number).collect();
-        (1..).zip(&used).find(|(free, used)| free != *used).map_or(used.len() as u32 + 1, |(free, _)| free)
-    });
-    map.insert(key, Entry { number, value });
+fn put<T>(
+    map: &mut BTreeMap<String, Entry<T>>,
+    numbers: &mut Numbers,
+    key: &str,
+    value: Option<Arc<T>>,
+    number: Option<u32>,
+) {
+    let before = map.get(key).map(|entry| entry.number);
+    let after = value.is_some().then(|| number.or(before).unwrap_or_else(|| numbers.lowest_free()));
+    if before != after {
+        before.into_iter().for_each(|number| numbers.take_back(number));
+        after.into_iter().for_each(|number| numbers.give(number));
+    }
+    match (value, after) {
+        (Some(value), Some(number)) => drop(map.insert(key.to_owned(), Entry { number, value })),
+        _ => drop(map.remove(key)),
+    }
 }
 
 impl Desired {
@@ -232,7 +272,8 @@ impl Desired {
             ($map:ident, $kind:ident) => {
                 put(
                     &mut self.$map,
-                    subject.name.clone(),
+                    &mut self.numbers[subject.kind as usize],
+                    &subject.name,
                     item.map(|item| match item {
                         Item::$kind(value) => value,
                         other => panic!("{subject} is no {}", other.kind().singular()),
@@ -350,6 +391,28 @@ mod tests {
 
     fn item(kind: Kind, value: Value) -> Option<Item> {
         Some(Item::from_json(kind, value, &mut Errors::new()).expect("a good item"))
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn numbers_are_the_lowest_free_ones(steps in proptest::collection::vec((0u32..40, 0u8..3), 0..100)) {
+            let (mut numbers, mut given) = (Numbers::default(), BTreeSet::new());
+            for (number, what) in steps {
+                let lowest = (1..).find(|number| !given.contains(number)).unwrap();
+                proptest::prop_assert_eq!(numbers.lowest_free(), lowest);
+                let number = if what == 0 { lowest } else { number + 1 };
+                match given.contains(&number) {
+                    true => numbers.take_back(number),
+                    false => numbers.give(number),
+                }
+                if !given.remove(&number) {
+                    given.insert(number);
+                }
+                let mut afresh = Numbers::default();
+                given.iter().for_each(|number| afresh.give(*number));
+                proptest::prop_assert_eq!(&numbers, &afresh);
+            }
+        }
     }
 
     #[test]
