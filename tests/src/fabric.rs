@@ -15,7 +15,7 @@ use std::time::Duration;
 use hyper::Method;
 use serde_json::Value;
 use xtask::lab::http::{self, Answer, Metrics};
-use xtask::lab::netns::{Host, Namespace, cable};
+use xtask::lab::netns::{Host, Namespace, cable, ip};
 use xtask::lab::ovs::{Datapath, Ovs, ofctl};
 use xtask::lab::process::{Lifetime, Process, output};
 
@@ -184,14 +184,36 @@ impl Fabric {
     /// # Panics
     /// It cannot be made.
     pub fn add_host(&self, dpid: u64, n: u8) -> Host {
-        let (port, address) = (format!("h{n}"), Ipv4Addr::new(10, 0, 0, n));
+        let host = Host::new(self.namespace(), &format!("h{n}"), Ipv4Addr::new(10, 0, 0, n)).unwrap();
+        self.plug(dpid, n);
+        host
+    }
+
+    /// Adds a function of a service chain: a host that bridges its interfaces `eth0` and `eth1`, on these two ports of
+    /// the switch.
+    ///
+    /// # Panics
+    /// It cannot be made.
+    pub fn add_function(&self, dpid: u64, ports: [u8; 2]) -> Namespace {
+        let inside = Namespace::new("function").unwrap();
+        let (at, outside) = (&inside.name, &self.namespace().name);
+        ip(&format!("-n {at} link add bridge type bridge")).unwrap();
+        for (n, interface) in ports.into_iter().zip(["eth0", "eth1"]) {
+            ip(&format!("-n {outside} link add h{n} type veth peer name {interface} netns {at}")).unwrap();
+            ip(&format!("-n {outside} link set h{n} up")).unwrap();
+            ip(&format!("-n {at} link set {interface} master bridge up")).unwrap();
+            self.plug(dpid, n);
+        }
+        ip(&format!("-n {at} link set bridge up")).unwrap();
+        inside
+    }
+
+    /// Makes the interface `hN` a port of a switch.
+    fn plug(&self, dpid: u64, n: u8) {
+        let port = format!("h{n}");
         match &self.switches {
-            Switches::Ovs(ovs) => ovs.add_host(&format!("br{dpid}"), &port, n.into(), address).unwrap(),
-            Switches::Sluice { namespace, daemons } => {
-                let host = Host::new(namespace, &port, address).unwrap();
-                daemons[&dpid].add_port(&port, n.into());
-                host
-            }
+            Switches::Ovs(ovs) => ovs.add_port(&format!("br{dpid}"), &port, n.into(), &[]).unwrap(),
+            Switches::Sluice { daemons, .. } => daemons[&dpid].add_port(&port, n.into()),
         }
     }
 
@@ -342,6 +364,21 @@ impl Fabric {
     pub fn apply(&self, path: &str, body: &Value) {
         let (status, answer) = self.put(path, body);
         assert_eq!((status, answer["status"].as_str()), (200, Some("applied")), "{path}: {answer:#}");
+    }
+
+    /// Makes everything as in `document`; it holds for every packet when this returns.
+    ///
+    /// # Panics
+    /// The document is refused, or a switch does not take it.
+    #[track_caller]
+    pub fn make(&self, document: &Value) {
+        let (status, answer) = self.put("/v1/document", document);
+        assert_eq!(status, 200, "{answer:#}");
+        self.settled(2);
+        if let Switches::Ovs(ovs) = &self.switches {
+            // A barrier is answered before the cache of the datapath forgets what was.
+            ovs.appctl(&["revalidator/wait"]).unwrap();
+        }
     }
 
     /// DELETE of something that is there.

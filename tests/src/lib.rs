@@ -4,7 +4,7 @@
 //! driver's side of a ring ([`driver_queue`]) in shared memory ([`guest_ram`]), a network and a block driver on
 //! top ([`net_frontend`], [`blk_frontend`]); what a disk must hold ([`disk_model`]); the program under test
 //! ([`binary`]) and its daemons ([`daemon`]); a device that echoes for tests of the session itself ([`echo_device`]); the log ([`log_lines`]);
-//! a controller with switches and hosts around it ([`fabric`]); a browser ([`browser`]).
+//! a controller with switches and hosts around it ([`fabric`]), and the frames that they exchange ([`wire`]); a browser ([`browser`]).
 
 use std::time::{Duration, Instant};
 
@@ -23,6 +23,7 @@ pub mod log_lines;
 pub mod net_frontend;
 pub mod pool_bed;
 pub mod switch;
+pub mod wire;
 
 /// Looks at a condition until it holds; false: it did not within `patience`. For conditions that nothing announces.
 pub fn holds_within(patience: Duration, mut condition: impl FnMut() -> bool) -> bool {

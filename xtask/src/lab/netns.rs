@@ -123,6 +123,8 @@ pub struct Host {
     pub namespace: Namespace,
     /// Its address.
     pub address: Ipv4Addr,
+    /// Its Ethernet address: 02:00 and the IP address.
+    pub mac: [u8; 6],
 }
 
 impl Host {
@@ -133,8 +135,9 @@ impl Host {
         ip(&format!("-n {outside} link add name {port} type veth peer name eth0 netns {inside}"))?;
         ip(&format!("-n {outside} link set dev {port} up"))?;
         ip(&format!("-n {inside} addr add {address}/24 dev eth0"))?;
-        ip(&format!("-n {inside} link set eth0 up"))?;
-        Ok(Host { namespace, address })
+        let [a, b, c, d] = address.octets();
+        ip(&format!("-n {inside} link set eth0 address 02:00:{a:02x}:{b:02x}:{c:02x}:{d:02x} up"))?;
+        Ok(Host { namespace, address, mac: [2, 0, a, b, c, d] })
     }
 
     /// How many of `count` echo requests to `to` are answered, each within `patience`.

@@ -1,6 +1,5 @@
 //! A private Open vSwitch: database and daemon in a directory and a network namespace of their own.
 
-use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -8,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use tempfile::TempDir;
 
-use super::netns::{Host, Namespace};
+use super::netns::Namespace;
 use super::process::{Lifetime, Process, output};
 use super::wait::wait_for;
 use crate::paths::find_program;
@@ -208,16 +207,6 @@ impl Ovs {
             words.extend([format!("options:peer={peer}"), format!("ofport_request={number}")]);
         }
         self.vsctl(&words.iter().map(String::as_str).collect::<Vec<_>>()).map(drop)
-    }
-
-    /// Adds a host: a namespace of its own with `address`/24, on port `number` of the bridge, called `port`.
-    ///
-    /// # Errors
-    /// It cannot be made.
-    pub fn add_host(&self, bridge: &str, port: &str, number: u32, address: Ipv4Addr) -> anyhow::Result<Host> {
-        let host = Host::new(&self.namespace, port, address)?;
-        self.add_port(bridge, port, number, &[])?;
-        Ok(host)
     }
 
     fn database(&self) -> String {
