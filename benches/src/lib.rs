@@ -4,6 +4,7 @@
 //! machine that others use too; it prints the medians and the median of the ratios.
 
 pub mod blk_load;
+pub mod fleet;
 pub mod hugepages;
 pub mod ovs;
 pub mod qsd;

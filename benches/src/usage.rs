@@ -9,6 +9,8 @@ pub struct Usage {
     pub cpu_seconds: f64,
     /// Resident memory in KiB.
     pub resident_kib: u64,
+    /// The most it ever was.
+    pub peak_kib: u64,
 }
 
 /// Ticks a second in `/proc/PID/stat` on every Linux the project runs on.
@@ -26,9 +28,11 @@ impl Usage {
         let fields: Vec<&str> = stat.rsplit(") ").next().unwrap_or_default().split(' ').collect();
         let ticks = |index: usize| fields.get(index).and_then(|text| text.parse::<f64>().ok()).unwrap_or(0.0);
         let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let resident_kib =
-            resident.and_then(|text| text.split_whitespace().next()?.parse().ok()).unwrap_or(0);
-        Ok(Usage { cpu_seconds: (ticks(11) + ticks(12)) / TICKS_PER_SECOND, resident_kib })
+        let kib = |key: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(key));
+            line.and_then(|text| text.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+        };
+        let cpu_seconds = (ticks(11) + ticks(12)) / TICKS_PER_SECOND;
+        Ok(Usage { cpu_seconds, resident_kib: kib("VmRSS:"), peak_kib: kib("VmHWM:") })
     }
 }

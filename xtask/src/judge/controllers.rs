@@ -73,6 +73,18 @@ impl std::fmt::Display for Report {
     }
 }
 
+/// Installs the controllers by others where our other products are, if they are not there yet; returns the directory
+/// of their programs.
+///
+/// # Errors
+/// The package index or the distribution's packages cannot be reached.
+pub fn install(progress: &Progress) -> anyhow::Result<PathBuf> {
+    python::environment("controllers", &PACKAGES, progress)
+}
+
+/// The learning switch that os-ken's package used to bring.
+pub const LEARNING_SWITCH: &str = include_str!("learning_switch.py");
+
 /// Lets one controller drive the switch of a stage; the path is that of Python's programs.
 type Judge = fn(Stage, &Path) -> anyhow::Result<String>;
 
@@ -82,7 +94,7 @@ pub fn run(progress: &Progress) -> anyhow::Result<Report> {
     setup::run(progress)?;
     let built = paths::cargo().args(["build", "--quiet", "--package", "sluice"]).status()?;
     ensure!(built.success(), "the program does not build");
-    let programs = python::environment("controllers", &PACKAGES, progress)?;
+    let programs = install(progress)?;
     let logs = paths::target().join("judge").join("controllers");
     if logs.exists() {
         fs::remove_dir_all(&logs).with_context(|| format!("removing {}", logs.display()))?;
@@ -288,10 +300,9 @@ fn test_controller_tls(mut stage: Stage, _: &Path) -> anyhow::Result<String> {
     learning(&mut stage, &mut controller, "ssl:127.0.0.1:6653", &ours)
 }
 
-/// The learning switch that os-ken's package used to bring.
 fn learning_switch(mut stage: Stage, programs: &Path) -> anyhow::Result<String> {
     let (manager, app) = (programs.join("osken-manager"), stage.path("learning_switch.py"));
-    fs::write(&app, include_str!("learning_switch.py"))?;
+    fs::write(&app, LEARNING_SWITCH)?;
     let app = app.display().to_string();
     let arguments = ["--ofp-listen-host", "127.0.0.1", "--ofp-tcp-listen-port", "6653", &app];
     let mut controller = stage.start("controller", &manager, &arguments, &[])?;
