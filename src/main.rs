@@ -8,6 +8,7 @@ mod client;
 mod controller;
 mod fdb;
 mod flow;
+mod image;
 mod job;
 mod net;
 mod output;
@@ -43,6 +44,8 @@ enum Noun {
     Volume(volume::Args),
     /// Tiered pools of the storage daemon
     Pool(pool::Args),
+    /// Golden images in tiered pools
+    Image(image::Args),
     /// Long work of the storage daemon, such as drains
     Job(job::Args),
     /// Ports of the switch
@@ -75,6 +78,7 @@ fn main() -> ExitCode {
         Noun::Controller(args) => controller::run(args),
         Noun::Volume(args) => volume::run(args),
         Noun::Pool(args) => pool::run(args),
+        Noun::Image(args) => image::run(args),
         Noun::Job(args) => job::run(args),
         Noun::Port(args) => port::run(args),
         Noun::Fdb(args) => fdb::run(args),

@@ -7,6 +7,7 @@ use hyper::Method;
 use serde_json::{Map, Value, json};
 
 use crate::client::{self, Collection, RunDir, SocketFlags};
+use crate::job::Wait;
 use crate::output::{self, Look};
 
 const VOLUMES: Collection = Collection { daemon: "blk", path: "/v1/volumes" };
@@ -56,6 +57,10 @@ enum Verb {
     Clone(Fork),
     /// Make a read-only copy of a volume in a pool, as it is now
     Snapshot(Fork),
+    /// Write a volume in a pool, as it is now, to a raw or qcow2 file; its guests go on meanwhile
+    ///
+    /// The daemon writes the file. Zeroes take no space in it; qcow2 needs QEMU's tools (qemu-img, qemu-nbd).
+    Export(Export),
     /// Stop serving a volume and forget it; its file or device is left alone, its data in a pool are deleted
     Delete {
         /// Name of the volume
@@ -63,6 +68,35 @@ enum Verb {
         #[command(flatten)]
         daemon: RunDir,
     },
+}
+
+#[derive(clap::Args)]
+struct Export {
+    /// Name of the volume
+    name: String,
+    /// The file to make
+    #[arg(long, value_name = "PATH")]
+    to: PathBuf,
+    /// raw or qcow2 [default: what the file's name says]
+    #[arg(long, value_name = "FORMAT")]
+    format: Option<String>,
+    /// Replace a file of that name
+    #[arg(long)]
+    force: bool,
+    #[command(flatten)]
+    wait: Wait,
+}
+
+impl Export {
+    fn body(&self) -> Value {
+        let mut body = Map::new();
+        client::put_paths(&mut body, [("to", &Some(self.to.clone()))]);
+        client::put_texts(&mut body, [("format", &self.format)]);
+        if self.force {
+            body.insert("force".to_string(), json!(true));
+        }
+        Value::Object(body)
+    }
 }
 
 #[derive(clap::Args)]
@@ -170,6 +204,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         }
         Verb::Clone(fork) => fork.make(true)?,
         Verb::Snapshot(fork) => fork.make(false)?,
+        Verb::Export(export) => {
+            let job = VOLUMES.act(export.wait.daemon(), &export.name, "export", Some(&export.body()))?;
+            export.wait.follow(&job)?;
+        }
         Verb::Delete { name, daemon } => {
             let volume = VOLUMES.show(&daemon, &name)?;
             VOLUMES.one(&daemon, Method::DELETE, &name, None)?;

@@ -12,6 +12,7 @@ use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use crate::image::{ExportVolume, ImportImage, read_export, read_import};
 use crate::job::JobView;
 use crate::spec::{CreateVolume, ForkVolume, ResizeVolume, VolumeView, read_create, read_fork, read_resize};
 use crate::tier::spec::{self as pools, CreatePool, ExtendPool, OpenPool, PoolView};
@@ -33,6 +34,8 @@ pub fn router(volumes: Arc<Volumes>) -> Router {
         .routes(routes!(open_pool))
         .routes(routes!(drain_pool))
         .routes(routes!(extend_pool))
+        .routes(routes!(import_image))
+        .routes(routes!(export_volume))
         .routes(routes!(list_jobs))
         .routes(routes!(show_job, cancel_job))
         .split_for_parts();
@@ -222,6 +225,42 @@ async fn drain_pool(
     Path(name): Path<String>,
 ) -> Result<(StatusCode, Json<JobView>), Problem> {
     let job = blocking(volumes, move |volumes| volumes.drain_pool(&name)).await??;
+    Ok((StatusCode::ACCEPTED, Json(job)))
+}
+
+/// Begin to make a golden image, a read-only volume in a pool, of a raw or qcow2 image.
+#[utoipa::path(post, path = "/v1/images", request_body = ImportImage, responses(
+    (status = 202, description = "It has begun", body = JobView),
+    (status = 400, description = "All that is wrong with the request, or the image cannot be used", body = Problem),
+    (status = 404, body = Problem),
+    (status = 409, description = "There is a volume of that name, or the pool has no space", body = Problem),
+))]
+async fn import_image(
+    State(volumes): State<Arc<Volumes>>,
+    JsonBody(body): JsonBody,
+) -> Result<(StatusCode, Json<JobView>), Problem> {
+    let new = read_import(body)?;
+    let of_job = volumes.clone();
+    let job = blocking(volumes, move |_| of_job.import_image(new)).await??;
+    Ok((StatusCode::ACCEPTED, Json(job)))
+}
+
+/// Begin to write a volume in a pool, as it is now, to a raw or qcow2 image.
+#[utoipa::path(post, path = "/v1/volumes/{name}/export", params(("name" = String, Path)),
+    request_body = ExportVolume, responses(
+    (status = 202, description = "It has begun", body = JobView),
+    (status = 400, description = "All that is wrong with the request, or the file cannot be made", body = Problem),
+    (status = 404, body = Problem),
+    (status = 409, description = "It is in no open pool, or there is no room for the file", body = Problem),
+))]
+async fn export_volume(
+    State(volumes): State<Arc<Volumes>>,
+    Path(name): Path<String>,
+    JsonBody(body): JsonBody,
+) -> Result<(StatusCode, Json<JobView>), Problem> {
+    let new = read_export(&name, body)?;
+    let of_job = volumes.clone();
+    let job = blocking(volumes, move |_| of_job.export_volume(new)).await??;
     Ok((StatusCode::ACCEPTED, Json(job)))
 }
 

@@ -15,6 +15,7 @@ pub mod config_space;
 pub mod daemon;
 pub mod disk;
 mod helper;
+pub mod image;
 pub mod job;
 pub mod metrics;
 mod outage;

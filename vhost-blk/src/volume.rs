@@ -1,7 +1,7 @@
 //! The volumes of a daemon: made, found again after a restart, grown, removed.
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use axum::http::StatusCode;
@@ -111,6 +111,10 @@ pub(crate) struct Held {
     pub(crate) volumes: BTreeMap<String, Volume>,
     pub(crate) pools: BTreeMap<String, HeldPool>,
     pub(crate) doomed: Vec<Doomed>,
+    /// Volumes in pools that have no name yet, or will never have one: doomed if the daemon ends now.
+    pub(crate) unfinished: Vec<Doomed>,
+    /// Names of volumes that are being made.
+    pub(crate) reserved: BTreeSet<String>,
 }
 
 /// Why the volumes of an earlier run cannot be found again.
@@ -258,7 +262,7 @@ impl Volumes {
     /// Makes a volume and serves it.
     pub fn create(&self, mut spec: VolumeSpec) -> Result<VolumeView, Problem> {
         let mut held = self.lock();
-        refuse_taken(&held, &spec.name)?;
+        held.refuse_taken(&spec.name)?;
         self.workers()?;
         let made = match &mut spec.backing {
             Backing::Pool(place) => {
@@ -313,7 +317,7 @@ impl Volumes {
     /// Makes a snapshot (not writable) or a clone of a volume in a pool, and serves it.
     pub fn fork(&self, from: &str, fork: NewFork) -> Result<VolumeView, Problem> {
         let mut held = self.lock();
-        refuse_taken(&held, &fork.name)?;
+        held.refuse_taken(&fork.name)?;
         let source = held.volumes.get(from).ok_or_else(|| no_volume(from))?.spec.clone();
         let title = format!("the volume `{from}` cannot be copied to `{}`", fork.name);
         let Some(place) = source.backing.place() else {
@@ -346,6 +350,10 @@ impl Volumes {
                 return Err(Problem::conflict(title).detail(format!("it is not served: {}", outage.reason)));
             }
         };
+        if volume.spec.read_only && volume.spec.backing.place().is_some() {
+            return Err(Problem::conflict(title)
+                .detail("it is read-only and stays as it is; clone it, and grow that"));
+        }
         let disk = &service.shared.disk;
         if let Some(Seat { pool, volume }) = disk.seat().cloned()
             && size_bytes > disk.size_bytes()
@@ -388,6 +396,28 @@ impl Volumes {
         Ok(())
     }
 
+    /// Ends the making of a volume in a pool: what has no name by now is deleted.
+    pub(crate) fn give_up(&self, pool: &str, id: VolumeId, name: Option<&str>) {
+        let mut held = self.lock();
+        if let Some(name) = name {
+            held.reserved.remove(name);
+        }
+        let of = |unfinished: &Doomed| unfinished.pool == pool && unfinished.id == id.0;
+        let Some(at) = held.unfinished.iter().position(of) else { return };
+        let unfinished = held.unfinished.swap_remove(at);
+        held.doomed.push(unfinished);
+        self.bury(&mut held);
+        // When the list cannot be kept, the next run deletes it.
+        if let Err(problem) = self.keep(&held) {
+            tracing::warn!(pool, %problem, "a volume that came to nothing stays in the list of what to delete");
+        }
+    }
+
+    /// Where the sockets stand.
+    pub(crate) fn run_dir(&self) -> &Path {
+        &self.run_dir
+    }
+
     /// Stops serving everything: jobs are cancelled, queues drained, sockets removed, pools closed. The list is kept, and the state
     /// directory is free for another daemon.
     pub fn close(&self) {
@@ -418,7 +448,7 @@ impl Volumes {
             version: LIST_VERSION,
             volumes: held.volumes.values().map(|volume| volume.spec.clone()).collect(),
             pools: held.pools.values().map(|pool| pool.spec.clone()).collect(),
-            doomed: held.doomed.clone(),
+            doomed: held.doomed.iter().chain(&held.unfinished).cloned().collect(),
         };
         let text = serde_json::to_vec_pretty(&kept).map_err(|error| Problem::internal(error.to_string()))?;
         self.state()?
@@ -534,6 +564,19 @@ impl Volumes {
 }
 
 impl Held {
+    /// A name that is taken is no name for another volume.
+    pub(crate) fn refuse_taken(&self, name: &str) -> Result<(), Problem> {
+        if self.reserved.contains(name) {
+            let title = format!("a volume `{name}` is being made");
+            return Err(Problem::conflict(title).detail("choose another name, or cancel that job first"));
+        }
+        if !self.volumes.contains_key(name) {
+            return Ok(());
+        }
+        let title = format!("there is a volume `{name}` already");
+        Err(Problem::conflict(title).detail("choose another name, or delete that one first"))
+    }
+
     /// The open pool of that name.
     pub(crate) fn open_pool(&self, name: &str) -> Result<PoolHandle, Problem> {
         let pool = self.pools.get(name).ok_or_else(|| no_pool(name))?;
@@ -543,15 +586,7 @@ impl Held {
     }
 }
 
-fn refuse_taken(held: &Held, name: &str) -> Result<(), Problem> {
-    if !held.volumes.contains_key(name) {
-        return Ok(());
-    }
-    let title = format!("there is a volume `{name}` already");
-    Err(Problem::conflict(title).detail("choose another name, or delete that one first"))
-}
-
-fn make_in_pool(pool: &PoolHandle, size_bytes: u64, pin: Pin) -> Result<VolumeId, ChangeError> {
+pub(crate) fn make_in_pool(pool: &PoolHandle, size_bytes: u64, pin: Pin) -> Result<VolumeId, ChangeError> {
     pool.change(move |store| {
         let id = store.create_volume(size_bytes)?;
         if pin != Pin::Auto {

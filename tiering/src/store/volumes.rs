@@ -386,9 +386,26 @@ impl Store {
         Ok(units.into_iter().map(|(first, count)| (first * UNIT_BYTES, count * UNIT_BYTES)).collect())
     }
 
-    /// Free cold slots, and all of them.
+    /// The ranges that were ever written among `units` units from unit `first` on, as (first byte, bytes), in whole units.
+    /// What was never written costs no time.
+    pub fn mapped(&self, id: VolumeId, first: u64, units: u64) -> Result<Vec<(u64, u64)>, VolumeError> {
+        let volume = self.map.volume(id).ok_or(VolumeError::NoVolume(id))?;
+        let end = first.saturating_add(units).min(volume.units());
+        let mut found: Vec<(u64, u64)> = Vec::new();
+        for (unit, _) in self.map.units_in(volume, first.min(end)..end) {
+            match found.last_mut() {
+                Some((start, len)) if *start + *len == unit * UNIT_BYTES => *len += UNIT_BYTES,
+                _ => found.push((unit * UNIT_BYTES, UNIT_BYTES)),
+            }
+        }
+        Ok(found)
+    }
+
+    /// Free cold slots, and all of them. Those that become free with the next checkpoint count: who needs them has it made.
     pub fn cold_slots(&self) -> (u64, u64) {
-        (self.allocator.free(), self.allocator.slots())
+        let cooling: usize = self.cooling.iter().map(|(_, extents)| extents.len()).sum();
+        let coming = self.freed_cold.len() + cooling;
+        (self.allocator.free() + coming as u64, self.allocator.slots())
     }
 
     /// Parts of writes that wait for space: more than zero is an alert.

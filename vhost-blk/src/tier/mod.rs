@@ -15,4 +15,4 @@ pub mod registry;
 pub mod spec;
 
 pub use pool::{Grow, Pool, PoolStart};
-pub(crate) use pool::{GuestPart, Owner, POOL_TOKEN};
+pub(crate) use pool::{GuestPart, OwnTransfer, Owner, POOL_TOKEN};

@@ -85,6 +85,7 @@ pub(crate) struct OwnTransfer {
 }
 
 struct OwnFlight {
+    volume: VolumeId,
     memory: Option<(MemoryId, Arc<GuestMemory>, GuestSlice)>,
     then: WhenDone,
 }
@@ -544,10 +545,20 @@ impl Pool {
             if free == self.own.len() {
                 self.own.push(None);
             }
-            self.own[free] = Some(OwnFlight { memory, then });
+            self.own[free] = Some(OwnFlight { volume, memory, then });
             worked = true;
         }
         worked
+    }
+
+    /// The daemon's own writes to a volume that wait for space fail.
+    pub(crate) fn cancel_own_waiting(&mut self, volume: VolumeId) {
+        let (owners, own) = (&self.owners, &self.own);
+        self.store.cancel_waiting(|tag| match owners[tag as usize] {
+            Owner::Own(at) => own[at as usize].as_ref().is_some_and(|flight| flight.volume == volume),
+            _ => false,
+        });
+        self.worked = true;
     }
 
     /// A transfer of the daemon's own is done.

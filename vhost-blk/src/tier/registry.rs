@@ -122,6 +122,10 @@ impl Volumes {
             let title = format!("the pool `{name}` has volumes");
             return Err(Problem::conflict(title).detail(format!("delete {} first", volumes.join(", "))));
         }
+        if held.unfinished.iter().any(|unfinished| unfinished.pool == name) {
+            let title = format!("the pool `{name}` is in use");
+            return Err(Problem::conflict(title).detail("wait for its imports and exports, or cancel them"));
+        }
         let open = pool.open.clone();
         let pool = held.pools.remove(name);
         if let Err(problem) = self.keep(&held) {
@@ -155,7 +159,7 @@ impl Volumes {
 
     /// Deletes in open pools what was to be deleted when an earlier run ended.
     pub(crate) fn bury(&self, held: &mut Held) {
-        let Held { volumes, pools, doomed } = held;
+        let Held { volumes, pools, doomed, .. } = held;
         let named = |pool: &str, id: u32| {
             let is = |backing: &Backing| matches!(backing, Backing::Pool(place) if place.name == pool && place.id == id);
             volumes.values().any(|volume| is(&volume.spec.backing))
@@ -371,7 +375,11 @@ pub(super) fn view(held: &Held, pool: &HeldPool) -> PoolView {
                 let is = |backing: &Backing| matches!(backing, Backing::Pool(at) if at.name == spec.name && at.id == id.0);
                 held.volumes.values().find(|volume| is(&volume.spec.backing)).map(|v| v.spec.name.clone())
             };
-            usage.unnamed = all.iter().filter(|info| name(info.id).is_none()).map(|info| info.id.0).collect();
+            let known = |id: u32| {
+                held.unfinished.iter().any(|unfinished| unfinished.pool == spec.name && unfinished.id == id)
+            };
+            let unnamed = all.iter().filter(|info| name(info.id).is_none() && !known(info.id.0));
+            usage.unnamed = unnamed.map(|info| info.id.0).collect();
             usage.lost = lost
                 .into_iter()
                 .map(|lost| LostRange {
