@@ -72,6 +72,9 @@ enum Judges {
         /// Of each file, run only every so manieth case
         #[arg(long, value_name = "COUNT")]
         every: Option<u32>,
+        /// Leave out the throughput cases that send more packets a second
+        #[arg(long, value_name = "PACKETS")]
+        rate_max: Option<u32>,
     },
     /// Controllers by others drive the switch: Faucet and Gauge, os-ken, ovs-testcontroller
     Controllers,
@@ -112,10 +115,10 @@ fn run(chore: Chore) -> anyhow::Result<bool> {
             println!("{summary}");
             return Ok(summary.total().failed == 0);
         }
-        Chore::Judge { judge: Judges::Ryu { part, runs, seconds, every } } => {
+        Chore::Judge { judge: Judges::Ryu { part, runs, seconds, every, rate_max } } => {
             let all = || judge::PARTS.map(str::to_owned).to_vec();
             let parts = if part.is_empty() { all() } else { part };
-            let order = judge::Order { parts, runs, seconds, every };
+            let order = judge::Order { parts, runs, seconds, every, rate_max };
             let reports = judge::ryu(&order, &progress)?;
             progress.finish();
             reports.iter().for_each(|report| println!("{report}"));

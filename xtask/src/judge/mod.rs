@@ -46,6 +46,8 @@ pub struct Order {
     pub seconds: Option<u32>,
     /// Only each so manieth case of a file.
     pub every: Option<u32>,
+    /// No throughput case that sends more packets a second: a busy machine may not keep up with the tester itself.
+    pub rate_max: Option<u32>,
 }
 
 /// The verdict on one case.
@@ -179,6 +181,9 @@ fn judge(order: &Order, part: &str, python: &Path, directory: &Path) -> anyhow::
     }
     if let Some(every) = order.every {
         command.env("JUDGE_CASES", format!("[0, {every}]"));
+    }
+    if let Some(rate_max) = order.rate_max {
+        command.env("JUDGE_RATE_MAX", rate_max.to_string());
     }
     let mut process = Process::start("tester", &command, &directory.join("tester.log"), Lifetime::Ours)?;
     wait_for(&format!("verdicts on {part}"), PART_LIMIT, || {
