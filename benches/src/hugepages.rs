@@ -3,6 +3,7 @@
 use anyhow::{Context as _, ensure};
 
 const FILE: &str = "/proc/sys/vm/nr_hugepages";
+const COMPACT: &str = "/proc/sys/vm/compact_memory";
 
 /// A reservation of 2 MiB pages; dropping it restores what was there before.
 pub struct Hugepages {
@@ -19,6 +20,11 @@ impl Hugepages {
         let reserved = Hugepages { before };
         std::fs::write(FILE, pages.max(before).to_string())
             .with_context(|| format!("reserving {pages} hugepages (as root)"))?;
+        if read()? < pages {
+            // Files in memory lie between free pages: moved together, there is room.
+            std::fs::write(COMPACT, "1").with_context(|| COMPACT.to_string())?;
+            std::fs::write(FILE, pages.max(before).to_string())?;
+        }
         let got = read()?;
         ensure!(got >= pages, "the host gave {got} of {pages} hugepages of 2 MiB");
         Ok(reserved)

@@ -4,11 +4,15 @@
 //! machine that others use too; it prints the medians and the median of the ratios.
 
 pub mod blk_load;
+pub mod controller;
 pub mod fleet;
+pub mod frames;
 pub mod hugepages;
+pub mod net_load;
 pub mod ovs;
 pub mod qsd;
 pub mod rounds;
+pub mod sluice;
 pub mod testpmd;
 pub mod usage;
 pub mod volumes;
@@ -45,12 +49,23 @@ pub fn need(name: &str, package: &str) -> anyhow::Result<()> {
 /// # Errors
 /// When there is no such process or processor.
 pub fn pin(process: u32, core: usize) -> anyhow::Result<()> {
-    let mut set = CpuSet::new();
-    set.set(core)?;
+    pin_threads(process, |_| core)
+}
+
+/// Binds each thread of a process to the processor that `core` says for its name.
+///
+/// # Errors
+/// When there is no such process or processor.
+pub fn pin_threads(process: u32, core: impl Fn(&str) -> usize) -> anyhow::Result<()> {
     for thread in std::fs::read_dir(format!("/proc/{process}/task"))? {
-        let id: i32 = thread?.file_name().to_string_lossy().parse()?;
+        let path = thread?.path();
+        let id: i32 = path.file_name().unwrap_or_default().to_string_lossy().parse()?;
+        // A thread may end while we look.
+        let name = std::fs::read_to_string(path.join("comm")).unwrap_or_default();
+        let core = core(name.trim());
+        let mut set = CpuSet::new();
+        set.set(core)?;
         match sched_setaffinity(Pid::from_raw(id), &set) {
-            // A thread may end while we look.
             Ok(()) | Err(Errno::ESRCH) => {}
             Err(error) => bail!("binding thread {id} to processor {core}: {error}"),
         }

@@ -6,6 +6,8 @@ use anyhow::Context as _;
 use xtask::lab::ovs::{Datapath, Ovs, ofctl};
 
 use crate::SERVER_CORE;
+use crate::sluice::Figures;
+use crate::testpmd::Testpmd;
 
 /// Open vSwitch with one bridge `br0` and one polling thread.
 pub struct OvsDpdk(Ovs);
@@ -33,23 +35,49 @@ impl OvsDpdk {
     ///
     /// # Errors
     /// What `ovs-ofctl` says.
-    pub fn set_flows(&self, flows: &[&str]) -> anyhow::Result<()> {
-        set_flows(&self.0.target("br0"), flows)
+    pub fn set_flows(&self, flows: &[impl AsRef<str>]) -> anyhow::Result<()> {
+        set_flows(&self.openflow(), flows)
+    }
+
+    /// Where it takes OpenFlow, as `ovs-ofctl` writes it.
+    pub fn openflow(&self) -> String {
+        self.0.target("br0")
+    }
+
+    /// The process.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn process_id(&self) -> anyhow::Result<u32> {
+        self.0.daemon_id().context("Open vSwitch is not running")
+    }
+
+    /// What it does under the load of `client`.
+    ///
+    /// # Errors
+    /// When client or switch do not answer.
+    pub fn measure(&self, client: &mut Testpmd, seconds: f64) -> anyhow::Result<Figures> {
+        let mut cycles = Err(anyhow::anyhow!("the window has not begun"));
+        let mut begun = false;
+        let window = client.measure(seconds, || {
+            if begun {
+                cycles = self.cycles_per_packet();
+            } else {
+                self.clear_figures()?;
+            }
+            begun = true;
+            Ok(())
+        })?;
+        Ok(Figures { mpps: window.mpps(), cycles: cycles? })
     }
 
     /// Forgets the polling thread's figures.
-    ///
-    /// # Errors
-    /// When the daemon does not answer.
-    pub fn clear_figures(&self) -> anyhow::Result<()> {
+    fn clear_figures(&self) -> anyhow::Result<()> {
         self.0.appctl(&["dpif-netdev/pmd-stats-clear"]).map(drop)
     }
 
     /// Cycles a packet that the polling thread spent while it had packets, as it reports them.
-    ///
-    /// # Errors
-    /// When the daemon does not answer or had no packets.
-    pub fn cycles_per_packet(&self) -> anyhow::Result<f64> {
+    fn cycles_per_packet(&self) -> anyhow::Result<f64> {
         let text = self.0.appctl(&["dpif-netdev/pmd-stats-show"])?;
         let figures = text.lines().filter_map(|line| line.split_once("avg processing cycles per packet:"));
         let figure =
@@ -62,10 +90,10 @@ impl OvsDpdk {
 ///
 /// # Errors
 /// What `ovs-ofctl` says.
-pub fn set_flows(target: &str, flows: &[&str]) -> anyhow::Result<()> {
+pub fn set_flows(target: &str, flows: &[impl AsRef<str>]) -> anyhow::Result<()> {
     ofctl(target, "del-flows", &[])?;
-    for flow in flows {
-        ofctl(target, "add-flow", &[flow])?;
-    }
-    Ok(())
+    let file = tempfile::NamedTempFile::new()?;
+    let lines: Vec<&str> = flows.iter().map(AsRef::as_ref).collect();
+    std::fs::write(&file, lines.join("\n") + "\n")?;
+    ofctl(target, "add-flows", &["--bundle", &file.path().display().to_string()]).map(drop)
 }

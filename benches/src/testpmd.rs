@@ -1,4 +1,5 @@
-//! DPDK's testpmd as the client of a switch: two vhost-user frontends and a closed loop between them.
+//! DPDK's testpmd as the client of a switch: two vhost-user frontends, and either a closed loop between them or frames of
+//! a file that go in by the first and are taken from the second.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::path::Path;
@@ -13,23 +14,43 @@ use crate::CLIENT_CORE;
 
 /// Frames in flight in each direction, in bursts of 32.
 const BURSTS_IN_FLIGHT: u32 = 8;
-/// Time until caches are warm and rings are full.
+/// See [`Testpmd::warm_up`].
 const WARM_UP: Duration = Duration::from_millis(1500);
 /// How long testpmd may take for its start or for a command.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 const PROMPT: &str = "testpmd> ";
+/// Frames that it has room for.
+const FRAMES_HELD: usize = 32_768;
+/// Room for a frame of a file, with the head room and the headers that DPDK wants.
+const REPLAY_BUFFER_BYTES: usize = 512;
+/// Longest frame of a file.
+pub const REPLAY_BYTES_MAX: usize = REPLAY_BUFFER_BYTES - 256;
+/// Number of the second frontend among the devices of an open loop.
+const SECOND_FRONTEND: usize = 2;
 
 /// A running testpmd.
 pub struct Testpmd {
     child: Child,
     input: ChildStdin,
     output: Receiver<String>,
+    kind: Loop,
+    /// Time until caches are warm and rings are full.
+    pub warm_up: Duration,
+}
+
+/// Where frames come from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Loop {
+    /// The same frames circulate.
+    Closed,
+    /// A file, and they end at the second frontend.
+    Open,
 }
 
 /// What came back in one window.
 #[derive(Clone, Copy, Debug)]
 pub struct Window {
-    /// Frames received by both ports.
+    /// Frames received: by both frontends of a closed loop, by the second one of an open one.
     pub frames: u64,
     /// Length of the window.
     pub seconds: f64,
@@ -48,32 +69,48 @@ impl Testpmd {
     /// # Errors
     /// When it does not come up.
     pub fn start(sockets: &[&Path], frame_bytes: u32) -> anyhow::Result<Testpmd> {
+        let mut command = command(256);
+        let mut forwarding = Vec::new();
+        for (index, socket) in sockets.iter().enumerate() {
+            command.push(frontend(index, socket));
+            forwarding.push(format!("--eth-peer={index},{}", mac(index ^ 1)));
+        }
+        forwarding.push(format!("--txpkts={frame_bytes}"));
+        Testpmd::run(&command, FRAMES_HELD, &forwarding, Loop::Closed)
+    }
+
+    /// Starts testpmd with a frontend on both server sockets, to send the `frames` frames of a file in pcap format, none
+    /// longer than [`REPLAY_BYTES_MAX`], again and again by the first and to take what comes out of the second. The frames
+    /// of `answers` are sent by the second, once.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn replay(
+        sockets: [&Path; 2],
+        file: &Path,
+        answers: &Path,
+        frames: usize,
+    ) -> anyhow::Result<Testpmd> {
+        let held = FRAMES_HELD + frames;
+        // With what a buffer of this size takes of memory.
+        let mut command = command(128 + held * 768 / (1 << 20));
+        // Frames go between neighbours: file and first frontend, second frontend and nowhere.
+        command.push(format!("--vdev=net_pcap0,rx_pcap={},infinite_rx=1", file.display()));
+        command.extend([frontend(0, sockets[0]), frontend(1, sockets[1])]);
+        command.push(format!("--vdev=net_pcap1,rx_pcap={}", answers.display()));
+        let small =
+            [format!("--max-pkt-len={REPLAY_BYTES_MAX}"), format!("--mbuf-size={REPLAY_BUFFER_BYTES}")];
+        Testpmd::run(&command, held, &small, Loop::Open)
+    }
+
+    fn run(program: &[String], held: usize, forwarding: &[String], kind: Loop) -> anyhow::Result<Testpmd> {
         crate::need("dpdk-testpmd", "dpdk-dev")?;
         // On a pipe its figures would come when it ends.
         let mut command = Command::new("stdbuf");
-        command.args(["--output=L", "dpdk-testpmd"]);
-        command.arg("--lcores").arg(format!("0@{CLIENT_CORE},1@{CLIENT_CORE}"));
-        command.args([
-            "--no-pci",
-            "--in-memory",
-            "--single-file-segments",
-            "--no-telemetry",
-            "--log-level=error",
-        ]);
-        command.args(["-m", "256"]);
-        for (index, socket) in sockets.iter().enumerate() {
-            let path = socket.display();
-            command.arg(format!(
-                "--vdev=net_virtio_user{index},path={path},queues=1,server=0,queue_size=1024,mac={}",
-                mac(index)
-            ));
-        }
-        command.args(["--", "-i", "--nb-cores=1", "--rxd=1024", "--txd=1024", "--total-num-mbufs=32768"]);
-        command.args(["--no-lsc-interrupt", "--no-flush-rx", "--forward-mode=io"]);
-        for index in 0..sockets.len() {
-            command.arg(format!("--eth-peer={index},{}", mac(index ^ 1)));
-        }
-        command.arg(format!("--txpkts={frame_bytes}"));
+        command.arg("--output=L").args(program);
+        command.args(["--", "-i", "--nb-cores=1", "--rxd=1024", "--txd=1024", "--forward-mode=io"]);
+        command.args(["--no-lsc-interrupt", "--no-flush-rx"]).arg(format!("--total-num-mbufs={held}"));
+        command.args(forwarding);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut child = command.spawn().context("starting dpdk-testpmd")?;
         let input = child.stdin.take().context("testpmd's input")?;
@@ -94,7 +131,7 @@ impl Testpmd {
             }
             let _ = output.read_to_end(&mut text);
         });
-        let mut testpmd = Testpmd { child, input, output: receiver };
+        let mut testpmd = Testpmd { child, input, output: receiver, kind, warm_up: WARM_UP };
         testpmd.answer()?;
         Ok(testpmd)
     }
@@ -109,8 +146,11 @@ impl Testpmd {
         seconds: f64,
         mut at: impl FnMut() -> anyhow::Result<()>,
     ) -> anyhow::Result<Window> {
-        self.command(&format!("start tx_first {BURSTS_IN_FLIGHT}"))?;
-        thread::sleep(WARM_UP);
+        match self.kind {
+            Loop::Closed => self.command(&format!("start tx_first {BURSTS_IN_FLIGHT}"))?,
+            Loop::Open => self.command("start")?,
+        };
+        thread::sleep(self.warm_up);
         self.command("clear port stats all")?;
         let start = Instant::now();
         at()?;
@@ -120,7 +160,11 @@ impl Testpmd {
         let stats = self.command("show port stats all")?;
         self.command("stop")?;
         let received = stats.split("RX-packets:").skip(1);
-        let frames = received.filter_map(|text| text.split_whitespace().next()?.parse::<u64>().ok()).sum();
+        let received = received.filter_map(|text| text.split_whitespace().next()?.parse::<u64>().ok());
+        let frames = match self.kind {
+            Loop::Closed => received.sum(),
+            Loop::Open => received.skip(SECOND_FRONTEND).take(1).sum(),
+        };
         Ok(Window { frames, seconds })
     }
 
@@ -153,6 +197,20 @@ impl Drop for Testpmd {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// The command up to its devices.
+fn command(memory_mib: usize) -> Vec<String> {
+    let words = ["dpdk-testpmd", "--no-pci", "--in-memory", "--single-file-segments", "--no-telemetry"];
+    let mut command: Vec<String> = words.map(str::to_owned).to_vec();
+    command.extend(["--log-level=error".into(), format!("--lcores=0@{CLIENT_CORE},1@{CLIENT_CORE}")]);
+    command.extend(["-m".into(), memory_mib.to_string()]);
+    command
+}
+
+fn frontend(index: usize, socket: &Path) -> String {
+    let (path, mac) = (socket.display(), mac(index));
+    format!("--vdev=net_virtio_user{index},path={path},queues=1,server=0,queue_size=1024,mac={mac}")
 }
 
 fn mac(index: usize) -> String {

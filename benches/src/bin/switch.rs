@@ -1,15 +1,16 @@
 //! `switch`: frames through our switch and through Open vSwitch with DPDK, with testpmd as the client of both.
 #![allow(clippy::print_stdout, reason = "figures are what this program is for")]
 
+use std::path::Path;
+
 use anyhow::Context as _;
 use benches::hugepages::Hugepages;
-use benches::ovs::{OvsDpdk, set_flows};
+use benches::ovs::OvsDpdk;
 use benches::rounds::Comparison;
-use benches::testpmd::{Testpmd, Window};
-use benches::{SERVER_CORE, pin};
+use benches::sluice::{Figures, Sluice};
+use benches::testpmd::Testpmd;
 use clap::Parser;
 use comfy_table::{Table, presets};
-use xtask::lab::{Daemon, Lifetime, Site, wait_for};
 
 /// Compare our switch with Open vSwitch-DPDK: one worker on core 0, dpdk-testpmd on core 1.
 #[derive(Parser)]
@@ -57,17 +58,12 @@ fn main() -> anyhow::Result<()> {
         for round in 1..=options.rounds {
             eprint_progress(scenario.name, round, options.rounds);
             let peer = measure_peer(scenario, options.seconds).context("Open vSwitch")?;
-            let site = Site {
-                program: program.clone(),
-                dir: dir.path().join("site"),
-                lifetime: Lifetime::Ours,
-                usual_ports: false,
-            };
-            let ours = measure_ours(&site.prepared()?, scenario, options.seconds).context("sluice switch")?;
-            mpps.peer.push(peer.0);
-            cycles.peer.push(peer.1);
-            mpps.ours.push(ours.0);
-            cycles.ours.push(ours.1);
+            let ours = measure_ours(&program, &dir.path().join("site"), scenario, options.seconds);
+            let ours = ours.context("sluice switch")?;
+            mpps.peer.push(peer.mpps);
+            cycles.peer.push(peer.cycles);
+            mpps.ours.push(ours.mpps);
+            cycles.ours.push(ours.cycles);
         }
         figures.extend([mpps, cycles]);
     }
@@ -88,67 +84,18 @@ fn eprint_progress(scenario: &str, round: u32, rounds: u32) {
     eprintln!("{scenario}: round {round} of {rounds}");
 }
 
-/// Mpps and cycles per packet of the peer.
-fn measure_peer(scenario: &Scenario, seconds: f64) -> anyhow::Result<(f64, f64)> {
+/// What the peer does.
+fn measure_peer(scenario: &Scenario, seconds: f64) -> anyhow::Result<Figures> {
     let ovs = OvsDpdk::start(2)?;
     ovs.set_flows(scenario.flows)?;
     let mut client = Testpmd::start(&[&ovs.socket(1), &ovs.socket(2)], scenario.frame_bytes)?;
-    let mut cycles = Err(anyhow::anyhow!("the window has not begun"));
-    let mut begun = false;
-    let window = client.measure(seconds, || {
-        if begun {
-            cycles = ovs.cycles_per_packet();
-        } else {
-            ovs.clear_figures()?;
-        }
-        begun = true;
-        Ok(())
-    })?;
-    Ok((window.mpps(), cycles?))
+    ovs.measure(&mut client, seconds)
 }
 
-/// Mpps and cycles per packet of ours.
-fn measure_ours(site: &Site, scenario: &Scenario, seconds: f64) -> anyhow::Result<(f64, f64)> {
-    let mut daemon = site.switch(None)?;
-    pin(daemon.process().id(), SERVER_CORE)?;
-    site.sluice(&["port", "add", "p1", "--vhost-user", "--ofport", "1"])?;
-    site.sluice(&["port", "add", "p2", "--vhost-user", "--ofport", "2"])?;
-    let (first, second) = (site.socket("p1"), site.socket("p2"));
-    wait_for("the ports' sockets", std::time::Duration::from_secs(5), || {
-        Ok((first.exists() && second.exists()).then_some(()))
-    })?;
-    set_flows(daemon.openflow().context("the switch listens for OpenFlow")?, scenario.flows)?;
-    let mut client = Testpmd::start(&[&first, &second], scenario.frame_bytes)?;
-    let mut busy = Vec::new();
-    let window = client.measure(seconds, || {
-        busy.push(busy_seconds(&daemon)?);
-        Ok(())
-    })?;
-    site.sluice(&["port", "delete", "p1"])?;
-    site.sluice(&["port", "delete", "p2"])?;
-    Ok((window.mpps(), cycles_per_packet(&busy, &window)))
-}
-
-/// Time the workers spent with work since the daemon started.
-fn busy_seconds(daemon: &Daemon) -> anyhow::Result<f64> {
-    let metrics = daemon.metrics()?;
-    metrics
-        .sum("sluice_worker_busy_seconds_total", &[])
-        .context("no sluice_worker_busy_seconds_total in /metrics")
-}
-
-fn cycles_per_packet(busy_seconds: &[f64], window: &Window) -> f64 {
-    let busy = busy_seconds.last().unwrap_or(&0.0) - busy_seconds.first().unwrap_or(&0.0);
-    busy * cycles_per_second() / window.frames as f64
-}
-
-/// Rate of the processor's time stamp counter, the unit in which the peer counts.
-fn cycles_per_second() -> f64 {
-    let start = std::time::Instant::now();
-    // SAFETY: reading the time stamp counter has no precondition on x86-64.
-    let first = unsafe { std::arch::x86_64::_rdtsc() };
-    std::thread::sleep(std::time::Duration::from_millis(50));
-    // SAFETY: as above.
-    let last = unsafe { std::arch::x86_64::_rdtsc() };
-    (last - first) as f64 / start.elapsed().as_secs_f64()
+/// What ours does.
+fn measure_ours(program: &Path, dir: &Path, scenario: &Scenario, seconds: f64) -> anyhow::Result<Figures> {
+    let sluice = Sluice::start(program, dir, 2)?;
+    sluice.set_flows(scenario.flows)?;
+    let mut client = Testpmd::start(&[&sluice.socket(1), &sluice.socket(2)], scenario.frame_bytes)?;
+    sluice.measure(&mut client, seconds)
 }

@@ -115,6 +115,11 @@ impl Ovs {
         })
     }
 
+    /// Process id of the daemon.
+    pub fn daemon_id(&self) -> Option<u32> {
+        self.daemon.as_ref().map(Process::id)
+    }
+
     /// Kills the daemon (SIGKILL) and starts it again: its flow entries are gone.
     ///
     /// # Errors
