@@ -15,6 +15,7 @@
 //! is given away and when the control side asks ([`FlowCache::start_drain`]).
 
 use packet::{FlowKey, WORDS};
+use reactor::{large_table, prefetch};
 
 use crate::flow::FlowStats;
 use crate::hash;
@@ -25,12 +26,15 @@ const META_WORDS: usize = 3;
 const LISTED: u64 = 1 << 63;
 const PACKETS_SHIFT: u32 = 44;
 const PACKETS_MAX: u64 = (1 << (64 - PACKETS_SHIFT)) - 1;
-/// Entries with the same index: an entry and its neighbour line.
+/// Entries with the same index: an entry and its neighbour line. Each key has two indexes, of which the second is looked
+/// at when the first has no room: with one, a sixth of the flows of a cache a third full would push each other out.
 const WAYS: usize = 2;
 /// Cache lines at the start.
 const LINES_MIN: usize = 1 << 12;
-/// Cache lines at most: 16 MiB.
+/// Cache lines at most, for tables that are not large: 16 MiB.
 pub const LINES_MAX: usize = 1 << 18;
+/// Cache lines at most with a million flows in the tables: 128 MiB.
+const LINES_MOST: usize = 1 << 21;
 
 #[derive(Clone, Copy)]
 #[repr(align(64))]
@@ -83,12 +87,13 @@ impl Shape {
 #[derive(Clone, Copy)]
 pub struct Place {
     key: [u64; WORDS],
-    set: usize,
+    /// Where it is, or else.
+    sets: [usize; 2],
 }
 
 impl Place {
     /// No place; to initialise batches.
-    pub const NONE: Place = Place { key: [0; WORDS], set: 0 };
+    pub const NONE: Place = Place { key: [0; WORDS], sets: [0; 2] };
 }
 
 /// What the caller decided for a packet that was not in the cache.
@@ -123,8 +128,8 @@ pub struct FlowCache {
 }
 
 impl FlowCache {
-    /// An empty cache of at most `lines_max` cache lines that counts into cell `worker`.
-    pub fn new(worker: usize, seed: u64, lines_max: usize) -> FlowCache {
+    /// An empty cache that counts into cell `worker`.
+    pub fn new(worker: usize, seed: u64) -> FlowCache {
         let mut cache = FlowCache {
             worker,
             seed,
@@ -134,7 +139,7 @@ impl FlowCache {
             origins: Vec::new(),
             counted: Vec::new(),
             draining: Vec::new(),
-            lines_max: lines_max.max(LINES_MIN),
+            lines_max: LINES_MAX,
             displaced: 0,
             hits: 0,
             misses: 0,
@@ -143,9 +148,14 @@ impl FlowCache {
         cache
     }
 
+    /// Says how many flows there are: with more than fit, all of them would miss.
+    pub fn expect(&mut self, flows: usize) {
+        self.lines_max = (2 * flows).next_power_of_two().clamp(LINES_MAX, LINES_MOST);
+    }
+
     fn allocate(&mut self, lines: usize) {
-        self.lines = vec![Line([0; LINE_WORDS]); lines];
-        self.origins = vec![Origin::default(); lines];
+        self.lines = large_table(&Line([0; LINE_WORDS]), lines);
+        self.origins = large_table(&Origin::default(), lines);
         self.counted = Vec::with_capacity(lines);
         self.draining = Vec::with_capacity(lines);
         self.displaced = 0;
@@ -186,13 +196,24 @@ impl FlowCache {
     pub fn place(&self, key: &FlowKey, place: &mut Place) {
         self.shape.cut(key, &mut place.key);
         let hash = hash::words(self.seed, &place.key[..self.shape.count.min(WORDS)]);
-        place.set = hash as usize & self.shape.sets_mask;
+        place.sets[0] = hash as usize & self.shape.sets_mask;
+        place.sets[1] = (hash >> 32) as usize & self.shape.sets_mask;
     }
 
-    /// Loads the first line of a place, so that the lines of a batch are on their way together.
+    /// Asks for the first lines of a place, so that the lines of a batch are on their way together.
     #[inline]
-    pub fn touch(&self, place: &Place) -> u64 {
-        self.lines[place.set * WAYS * self.shape.stride].0[0]
+    pub fn touch(&self, place: &Place) {
+        let first = place.sets[0] * WAYS * self.shape.stride;
+        prefetch(&self.lines[first]);
+        prefetch(&self.lines[first + self.shape.stride]);
+    }
+
+    /// The entries in which a key may be, in the order in which they are looked at.
+    const CANDIDATES: [(usize, usize); 2 * WAYS] = [(0, 0), (0, 1), (1, 0), (1, 1)];
+
+    #[inline]
+    fn entry(place: &Place, (set, way): (usize, usize)) -> usize {
+        place.sets[set] * WAYS + way
     }
 
     #[inline]
@@ -230,12 +251,15 @@ impl FlowCache {
         stats: &TableStats,
     ) -> Option<u32> {
         let stride = self.shape.stride;
-        let entry = (0..WAYS)
-            .map(|way| place.set * WAYS + way)
-            .find(|entry| self.holds(entry * stride, &place.key))?;
-        self.hits += packets;
-        self.count(entry, packets, bytes, now_ms, stats);
-        Some(self.lines[entry * stride].0[0] as u32)
+        for candidate in FlowCache::CANDIDATES {
+            let entry = FlowCache::entry(place, candidate);
+            if self.holds(entry * stride, &place.key) {
+                self.hits += packets;
+                self.count(entry, packets, bytes, now_ms, stats);
+                return Some(self.lines[entry * stride].0[0] as u32);
+            }
+        }
+        None
     }
 
     #[inline]
@@ -266,14 +290,14 @@ impl FlowCache {
     ) {
         self.misses += packets;
         let stride = self.shape.stride;
-        let (first, second) = (place.set * WAYS, place.set * WAYS + 1);
-        let age = |entry: usize| {
+        // An empty one, else the one that was not used for the longest time.
+        let age = |entry: &usize| {
             let line = &self.lines[entry * stride].0;
-            let live = (line[0] >> 32) as u32 == self.generation;
-            (live, line[2] & !LISTED)
+            if (line[0] >> 32) as u32 == self.generation { (line[2] & !LISTED) + 1 } else { 0 }
         };
-        let entry = if age(second) < age(first) { second } else { first };
-        self.displaced += usize::from(age(entry).0);
+        let candidates = FlowCache::CANDIDATES.map(|candidate| FlowCache::entry(place, candidate));
+        let Some(entry) = candidates.into_iter().min_by_key(age) else { return };
+        self.displaced += usize::from(age(&entry) != 0);
         self.settle(entry, stats);
         self.origins[entry] = Origin { flows: new.flows.into(), looked_up: new.looked_up, hit: new.hit };
         let lines = &mut self.lines[entry * stride..(entry + 1) * stride];

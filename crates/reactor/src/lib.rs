@@ -12,6 +12,7 @@
 mod blockdev;
 mod files;
 mod io;
+mod large;
 mod mailbox;
 pub mod netdev;
 mod ops;
@@ -23,6 +24,7 @@ mod worker;
 pub use blockdev::discard_blocking;
 pub use files::FileId;
 pub use io::{Buffers, Full, IOVECS_MAX, Io, MemoryId, WatchId};
+pub use large::{large_table, prefetch};
 pub use mailbox::{Gone, Reply, WorkerHandle};
 pub use pool::{Buffer, PacketInfo};
 pub use worker::{Worker, WorkerConfig, spawn};

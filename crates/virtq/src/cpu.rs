@@ -1,8 +1,8 @@
 //! Hints to the CPU's caches.
 
-/// Asks for the cache line at `address`.
+/// Asks for the cache line at `address`, which need not be mapped.
 #[inline]
-pub(crate) fn prefetch(address: *const u8) {
+pub fn prefetch(address: *const u8) {
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     // SAFETY: a prefetch never faults, whatever the address.
     unsafe {

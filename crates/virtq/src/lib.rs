@@ -31,6 +31,7 @@ mod sigbus;
 mod window;
 
 pub use chain::{Chain, Parts, parts};
+pub use cpu::prefetch;
 pub use dirty_log::DirtyLog;
 pub use inflight::{InflightError, InflightQueue, InflightRegion};
 pub use memory::{GuestMemory, GuestSlice, MAX_REGIONS, MemoryError, RegionHint, RegionSpec};
