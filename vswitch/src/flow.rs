@@ -1,5 +1,6 @@
 //! Flows: what a flow entry is, what it does, what it counts.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -150,6 +151,43 @@ impl Instructions {
     }
 }
 
+/// Instructions in use, each different one once: a million flows mostly do one of a few things, and what they share they
+/// need not keep a million times.
+#[derive(Default)]
+pub struct Shared {
+    known: HashSet<Arc<Instructions>>,
+    last: Option<Arc<Instructions>>,
+    sweep_at: usize,
+}
+
+/// Different instructions that are kept without a look at whether somebody still uses them.
+const UNSWEPT_MAX: usize = 1024;
+
+impl Shared {
+    /// The one copy of these instructions.
+    pub fn one(&mut self, new: &Arc<Instructions>) -> Arc<Instructions> {
+        // Most flow-mods say what the one before them said.
+        if let Some(last) = self.last.as_ref().filter(|last| *last == new) {
+            return last.clone();
+        }
+        let one = match self.known.get(new) {
+            Some(known) => known.clone(),
+            None => self.keep(new),
+        };
+        self.last = Some(one.clone());
+        one
+    }
+
+    fn keep(&mut self, new: &Arc<Instructions>) -> Arc<Instructions> {
+        if self.known.len() >= self.sweep_at.max(UNSWEPT_MAX) {
+            self.known.retain(|instructions| Arc::strong_count(instructions) > 1);
+            self.sweep_at = 2 * self.known.len();
+        }
+        self.known.insert(new.clone());
+        new.clone()
+    }
+}
+
 /// What one worker counted for a flow. One writer.
 #[derive(Default, Debug)]
 pub struct Cell {
@@ -245,4 +283,29 @@ pub struct Flow {
     pub instructions: Arc<Instructions>,
     /// What it counted.
     pub stats: FlowStats,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn to(port: u32) -> Arc<Instructions> {
+        let apply = vec![Action::Output { port: PortNo(port), max_len: 0 }];
+        Arc::new(Instructions { apply, ..Instructions::default() })
+    }
+
+    #[test]
+    fn the_same_instructions_are_kept_once_and_only_while_used() {
+        let mut shared = Shared::default();
+        let (one, other) = (shared.one(&to(1)), shared.one(&to(2)));
+        for _ in 0..2 {
+            assert!(Arc::ptr_eq(&shared.one(&to(1)), &one));
+            assert!(Arc::ptr_eq(&shared.one(&to(2)), &other));
+        }
+        for port in 0..10 * UNSWEPT_MAX as u32 {
+            shared.one(&to(port + 3));
+        }
+        assert!(shared.known.len() <= UNSWEPT_MAX + 1, "{}", shared.known.len());
+        assert!(Arc::ptr_eq(&shared.one(&to(1)), &one), "what is used stays");
+    }
 }

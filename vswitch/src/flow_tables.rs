@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use packet::{Edit, FlowKey, field};
 
-use crate::flow::{Action, Flow, FlowFlags, FlowStats, Instructions};
+use crate::flow::{Action, Flow, FlowFlags, FlowStats, Instructions, Shared};
 use crate::groups::{GROUP_LIMIT_DEFAULT, GroupChange, GroupError, GroupTable, Groups};
 use crate::meters::{METER_LIMIT_DEFAULT, MeterChange, MeterError, MeterTable, Meters};
 use crate::model::PortNo;
@@ -113,6 +113,16 @@ pub enum FlowChange {
     Delete(Selection),
 }
 
+impl FlowChange {
+    /// Lets it use the one copy of its instructions.
+    pub fn share(&mut self, shared: &mut Shared) {
+        if let FlowChange::Add(NewFlow { instructions, .. }) | FlowChange::Modify { instructions, .. } = self
+        {
+            *instructions = shared.one(instructions);
+        }
+    }
+}
+
 /// `OFPG_ANY`.
 pub const ANY_GROUP: u32 = 0xffff_ffff;
 
@@ -209,6 +219,7 @@ pub struct FlowTables {
     limit: usize,
     workers: usize,
     next_id: u64,
+    shared: Shared,
     groups: GroupTable,
     meters: MeterTable,
     ports: Arc<Ports>,
@@ -231,6 +242,7 @@ impl FlowTables {
             limit,
             workers,
             next_id: 0,
+            shared: Shared::default(),
             groups: GroupTable::new(workers, GROUP_LIMIT_DEFAULT),
             meters: MeterTable::new(workers, METER_LIMIT_DEFAULT),
             ports: Arc::default(),
@@ -346,7 +358,7 @@ impl FlowTables {
             hard_timeout_s: new.hard_timeout_s,
             flags: new.flags,
             created_ms: now_ms,
-            instructions: new.instructions,
+            instructions: self.shared.one(&new.instructions),
             stats,
         });
         self.put(flow, old.as_ref());
@@ -373,6 +385,7 @@ impl FlowTables {
             self.put(Arc::new(flow), Some(old));
         }
         Ok(flows.len())
+        let instructions = self.shared.one(instructions);
     }
 
     /// Deletes the selected flows and returns them.

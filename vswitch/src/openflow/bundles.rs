@@ -11,6 +11,7 @@ use ofp::{Body, BundleAdd, BundleControl, BundleControlType, BundleFlags, ErrorC
 
 use super::{convert, flow_mod, groups, meters};
 use crate::bridge::Change;
+use crate::flow::Shared;
 
 /// Bundles that a controller may have at once.
 const BUNDLES_MAX: usize = 16;
@@ -27,8 +28,23 @@ pub struct Budget(Arc<AtomicUsize>);
 pub struct Added {
     /// Its number.
     pub xid: u32,
+    bytes: u8,
+    /// Not on its own in memory: a million would leave as many holes between the flows.
+    head: [u8; HEAD_BYTES],
+}
+
+impl Added {
+    fn new(xid: u32, message: &[u8]) -> Added {
+        let mut head = [0; HEAD_BYTES];
+        let bytes = message.len().min(HEAD_BYTES);
+        head[..bytes].copy_from_slice(&message[..bytes]);
+        Added { xid, bytes: bytes as u8, head }
+    }
+
     /// Its first bytes, for the error that may answer it.
-    pub head: Vec<u8>,
+    pub fn head(&self) -> &[u8] {
+        &self.head[..usize::from(self.bytes)]
+    }
 }
 
 /// A bundle.
@@ -39,6 +55,7 @@ struct Bundle {
     spoiled: bool,
     changes: Vec<Change>,
     messages: Vec<Added>,
+    shared: Shared,
 }
 
 /// What a control message leads to.
@@ -108,12 +125,13 @@ impl Bundles {
         let added = checked
             .and_then(|change| if taken { Ok(change) } else { Err(ErrorCode::BUNDLE_TOO_MANY_MESSAGES) });
         match added {
-            Ok(change) => {
+            Ok(mut change) => {
+                if let Change::Flow(flow) = &mut change {
+                    flow.share(&mut bundle.shared);
+                }
                 bundle.changes.push(change);
-                let mut head = request.message.encode().unwrap_or_default();
-                head.truncate(HEAD_BYTES);
-                head.shrink_to_fit();
-                bundle.messages.push(Added { xid, head });
+                let message = request.message.encode().unwrap_or_default();
+                bundle.messages.push(Added::new(xid, &message));
                 Ok(())
             }
             Err(code) => {
@@ -139,8 +157,8 @@ impl Bundles {
         if !self.open.contains_key(&bundle_id) && self.open.len() >= BUNDLES_MAX {
             return Err(ErrorCode::OUT_OF_BUNDLES);
         }
-        let (changes, messages) = (Vec::new(), Vec::new());
-        let new = || Bundle { flags, closed: false, spoiled: false, changes, messages };
+        let (changes, messages, shared) = (Vec::new(), Vec::new(), Shared::default());
+        let new = || Bundle { flags, closed: false, spoiled: false, changes, messages, shared };
         Ok(self.open.entry(bundle_id).or_insert_with(new))
     }
 

@@ -338,7 +338,7 @@ impl<W: AsyncWrite + Unpin> Session<W> {
                         tracing::debug!(peer = %self.peer, error = %error.source, "refused a bundle");
                         let code = convert::change_error(error.source);
                         count(&self.shared.stats.errors_sent);
-                        let error = ErrorMessage::refusing(code, &failed.head);
+                        let error = ErrorMessage::refusing(code, failed.head());
                         self.send(failed.xid, Body::Error(error));
                         return Err(ErrorCode::BUNDLE_MESSAGE_FAILED);
                     }
