@@ -39,6 +39,14 @@ impl Daemon {
         Self::start(site, "switch", &["--dpid", "1", "--fail-mode", "standalone"])
     }
 
+    /// The same with two workers, which have every other port each.
+    ///
+    /// # Panics
+    /// It does not start.
+    pub fn switch_with_two_workers(site: &Site) -> Self {
+        Self::start(site, "switch", &["--dpid", "1", "--fail-mode", "standalone", "--cores", "0,1"])
+    }
+
     fn start(site: &Site, noun: &'static str, args: &[&str]) -> Self {
         let mut command = Command::new(&site.program);
         command.args([noun, "run", "--state-dir"]).arg(site.dir.join("state").join(noun));

@@ -94,9 +94,18 @@ impl Running {
 
 #[test]
 fn frames_and_reasons_of_drops_are_in_the_file() {
+    captures(Daemon::switch);
+}
+
+#[test]
+fn frames_from_one_worker_to_the_other_are_in_the_file() {
+    captures(Daemon::switch_with_two_workers);
+}
+
+fn captures(start: fn(&Site) -> Daemon) {
     let dir = tempfile::Builder::new().prefix("sluice-").tempdir().unwrap();
     let site = binary::site(dir.path());
-    let mut daemon = Daemon::switch(&site);
+    let mut daemon = start(&site);
     let guest = |name: &str| {
         site.sluice(&["port", "add", name, "--vhost-user", "--vlan", "7"]).unwrap();
         NetFrontend::connect(site.socket(name), NetOptions::default()).unwrap()
