@@ -371,6 +371,17 @@ impl Bridge {
         result
     }
 
+    /// Drops fragments of IP packets (`OFPC_FRAG_DROP`), or treats them as other packets. For all controllers, as there
+    /// is one switch.
+    pub fn set_drop_fragments(&self, drop: bool) {
+        self.change(|flows| flows.set_drop_fragments(drop));
+    }
+
+    /// Whether fragments of IP packets are dropped.
+    pub fn drops_fragments(&self) -> bool {
+        self.lock().flows.tables().drops_fragments()
+    }
+
     /// Carries out a change, and returns the flows that it deleted: give them to [`Bridge::report_removed`]. A
     /// change of flows becomes live with the next [`Bridge::publish`], one of a port at once.
     ///

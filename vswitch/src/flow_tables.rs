@@ -311,6 +311,12 @@ impl FlowTables {
         self.tables.normal_on_miss = normal;
     }
 
+    /// Drops fragments of IP packets before any table, or treats them as other packets.
+    pub fn set_drop_fragments(&mut self, drop: bool) {
+        self.tables.drop_fragments = drop;
+        self.update_mask();
+    }
+
     /// Number of flows.
     pub fn len(&self) -> usize {
         self.len
@@ -568,6 +574,9 @@ impl FlowTables {
             for place in [field::ETH_TYPE, field::MPLS_1, field::MPLS_2, field::MPLS_PAYLOAD] {
                 mask.set(place, u64::MAX);
             }
+        }
+        if self.tables.drop_fragments {
+            mask.set(field::IP_FRAGMENT, 1);
         }
         self.tables.mask = mask;
     }

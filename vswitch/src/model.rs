@@ -193,10 +193,12 @@ pub enum DropReason {
     /// No bucket of the group is live.
     NoLiveBucket,
 }
+    /// A fragment of an IP packet, which a controller wants dropped (`OFPC_FRAG_DROP`).
+    Fragment,
 
 impl DropReason {
     /// Every reason, in the order of their numbers.
-    pub const ALL: [DropReason; 19] = [
+    pub const ALL: [DropReason; 20] = [
         DropReason::TooShort,
         DropReason::TableMiss,
         DropReason::NoActions,
@@ -217,6 +219,7 @@ impl DropReason {
         DropReason::Metered,
         DropReason::NoLiveBucket,
     ];
+        DropReason::Fragment,
 
     /// The reason in words.
     pub const fn words(self) -> &'static str {
@@ -247,6 +250,9 @@ impl DropReason {
         }
     }
 
+            DropReason::Fragment => {
+                "a fragment of an IP packet, which a controller wants dropped (set-config)"
+            }
     /// The label in metrics.
     pub const fn name(self) -> &'static str {
         match self {
@@ -272,6 +278,7 @@ impl DropReason {
         }
     }
 }
+            DropReason::Fragment => "fragment",
 
 /// Why a packet goes to the controller: `ofp_packet_in_reason`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]

@@ -146,6 +146,12 @@ fn run(tables: &Tables, mut key: FlowKey, decision: &mut Decision) {
         }
         for action in &instructions.write {
             decision.action_set.write(*action);
+    // Steps before this one were looked at: see `may_end`.
+    let mut seen = decision.ops.len();
+    if tables.drops_fragments() && key.get(field::IP_FRAGMENT) != 0 {
+        decision.drop = Some(DropReason::Fragment);
+        return;
+    }
         }
         if let Some((value, mask)) = instructions.metadata {
             key.set(field::METADATA, (key.get(field::METADATA) & !mask) | (value & mask));

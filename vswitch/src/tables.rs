@@ -224,6 +224,7 @@ pub struct Tables {
     pub(crate) tables: [Arc<Table>; TABLES],
     pub(crate) mask: FlowKey,
     pub(crate) normal_on_miss: bool,
+    pub(crate) drop_fragments: bool,
     pub(crate) groups: Arc<LiveGroups>,
     pub(crate) meters: Arc<LiveMeters>,
     stats: Arc<TableStats>,
@@ -236,7 +237,8 @@ impl Tables {
         let tables = std::array::from_fn(|_| Arc::default());
         let stats = Arc::new(TableStats::new(workers));
         let (groups, meters) = (Arc::default(), Arc::default());
-        Tables { tables, mask: FlowKey::ZERO, normal_on_miss, groups, meters, stats }
+        let (mask, drop_fragments) = (FlowKey::ZERO, false);
+        Tables { tables, mask, normal_on_miss, drop_fragments, groups, meters, stats }
     }
 
     /// Lookups and matches of the tables.
@@ -283,6 +285,11 @@ impl Tables {
     /// Whether a packet that matches nothing in table 0 is switched by NORMAL.
     pub fn normal_on_miss(&self) -> bool {
         self.normal_on_miss
+    }
+
+    /// Whether fragments of IP packets are dropped before any table.
+    pub fn drops_fragments(&self) -> bool {
+        self.drop_fragments
     }
 
     /// Number of flows in all tables.

@@ -97,6 +97,8 @@ pub mod field {
     pub const ETH_SRC: Field = Field::new(2, 16, 48);
     /// IPv6 extension header bits (`OFPIEH_*`).
     pub const IPV6_EXTHDR: Field = Field::new(2, 0, 9);
+    /// 1: a fragment of an IP packet. Not matchable; switches may be told to drop them (`OFPC_FRAG_DROP`).
+    pub const IP_FRAGMENT: Field = Field::new(2, 9, 1);
     /// IPv4 source.
     pub const IPV4_SRC: Field = Field::new(3, 32, 32);
     /// IPv4 destination.

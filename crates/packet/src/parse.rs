@@ -122,7 +122,9 @@ fn ipv4(key: &mut FlowKey, bytes: &[u8]) {
     let [.., s0, s1, s2, s3, d0, d1, d2, d3] = *header;
     key.set(field::IPV4_SRC, be32(&[s0, s1, s2, s3]));
     key.set(field::IPV4_DST, be32(&[d0, d1, d2, d3]));
-    let later_fragment = u16::from_be_bytes([header[6], header[7]]) & 0x1fff != 0;
+    let fragment = u16::from_be_bytes([header[6], header[7]]);
+    key.set(field::IP_FRAGMENT, u64::from(fragment & 0x3fff != 0));
+    let later_fragment = fragment & 0x1fff != 0;
     if !later_fragment {
         // Ethernet padding is not transport data.
         transport(key, header[9], &bytes[header_len..bytes.len().min(total_len)], false);
@@ -163,6 +165,7 @@ fn ipv6(key: &mut FlowKey, bytes: &[u8]) {
     let chain = extension_headers(header[6], rest);
     key.set(field::IP_PROTO, u64::from(chain.proto));
     key.set(field::IPV6_EXTHDR, chain.seen);
+    key.set(field::IP_FRAGMENT, u64::from(chain.fragment));
     if !chain.later_fragment {
         transport(key, chain.proto, chain.rest, true);
     }

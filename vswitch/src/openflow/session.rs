@@ -259,17 +259,17 @@ impl<W: AsyncWrite + Unpin> Session<W> {
                 let features = replies::features(&self.shared.bridge);
                 self.send(xid, Body::FeaturesReply(features));
             }
-            Body::GetConfigRequest => self.send(xid, Body::GetConfigReply(self.config)),
-            Body::SetConfig(config) if config.flags.0 != 0 => return Err(ErrorCode::CONFIG_BAD_FLAGS),
-            Body::SetConfig(config) => {
-                self.config = config;
-                self.entry(|entry| entry.miss_send_len = config.miss_send_len);
+            Body::GetConfigRequest => {
+                let drops = self.shared.bridge.drops_fragments();
+                let flags = if drops { ofp::ConfigFlags::FRAG_DROP } else { ofp::ConfigFlags(0) };
+                self.send(xid, Body::GetConfigReply(SwitchConfig { flags, ..self.config }));
             }
             Body::FlowMod(request) => {
                 let removed = flow_mod::apply(&self.shared.bridge, &request)?;
                 self.keep_removed(removed);
                 count(&self.shared.stats.flow_mods);
             }
+            Body::SetConfig(config) => self.set_config(config)?,
             Body::PacketOut(request) => return self.packet_out(request),
             Body::PortMod(request) => {
                 let change = Change::Port(convert::port_change(&request)?);
@@ -313,6 +313,25 @@ impl<W: AsyncWrite + Unpin> Session<W> {
             return Err(ErrorCode::BUFFER_UNKNOWN);
         }
         if request.data.len() < 14 {
+    /// Fragments are a matter of the switch, the bytes of packet-ins one of the controller.
+    fn set_config(&mut self, config: SwitchConfig) -> Result<(), ErrorCode> {
+        let drop = match config.flags {
+            ofp::ConfigFlags(0) => false,
+            ofp::ConfigFlags::FRAG_DROP => true,
+            // Nor are they put together.
+            _ => return Err(ErrorCode::CONFIG_BAD_FLAGS),
+        };
+        if drop != self.shared.bridge.drops_fragments() {
+            if self.is_slave() {
+                return Err(ErrorCode::CONFIG_EPERM);
+            }
+            self.shared.bridge.set_drop_fragments(drop);
+        }
+        self.config = config;
+        self.entry(|entry| entry.miss_send_len = config.miss_send_len);
+        Ok(())
+    }
+
             return Err(ErrorCode::BAD_PACKET);
         }
         let in_port = dispatch::ingress(request.in_port).ok_or(ErrorCode::BAD_PORT)?;

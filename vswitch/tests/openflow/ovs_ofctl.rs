@@ -350,6 +350,8 @@ fn the_rest_of_what_it_can_ask() {
         (&["queue-stats", "SWITCH", "1", "0"], Want::Refused("OFPQOFC_BAD_QUEUE")),
         (&["queue-stats", "SWITCH", "77"], Want::Refused("OFPQOFC_BAD_PORT")),
         (&["queue-get-config", "SWITCH", "1"], Want::Shows(&["OFPT_QUEUE_GET_CONFIG_REPLY"])),
+        (&["set-frags", "SWITCH", "drop"], Want::Silent),
+        (&["get-frags", "SWITCH"], Want::Shows(&["drop"])),
         (&["set-frags", "SWITCH", "normal"], Want::Silent),
         (&["get-frags", "SWITCH"], Want::Shows(&["normal"])),
         (&["set-frags", "SWITCH", "reassemble"], Want::Refused("OFPSCFC_BAD_FLAGS")),
