@@ -385,13 +385,13 @@ impl FlowTables {
         self.tables.table(table).ok_or(FlowModError::BadTable(table))?;
         self.check_instructions(table, instructions)?;
         let flows = self.select(selection)?;
+        let instructions = self.shared.one(instructions);
         for old in &flows {
             let stats = if reset_counts { FlowStats::new(self.workers) } else { old.stats.clone() };
             let flow = Flow { instructions: instructions.clone(), stats, ..(**old).clone() };
             self.put(Arc::new(flow), Some(old));
         }
         Ok(flows.len())
-        let instructions = self.shared.one(instructions);
     }
 
     /// Deletes the selected flows and returns them.

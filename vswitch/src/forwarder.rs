@@ -18,7 +18,8 @@ use crate::cache::{Entry, FlowCache, LINES_MAX, Place};
 use crate::fdb::Fdb;
 use crate::meters::{Metered, remark};
 use crate::model::{
-    DropReason, Op, PacketIn, PacketInReason, PacketOut, PortNo, Snapshot, Target, Verdict, is_physical,
+    DropReason, Op, PACKET_IN_QUEUE_MAX, PacketIn, PacketInReason, PacketOut, PortNo, Snapshot, Tail, Target,
+    Verdict, is_physical,
 };
 use crate::pipeline::{self, Decision, OPS_MAX};
 use crate::ports::EgressTag;
@@ -91,10 +92,11 @@ pub struct Forwarder {
     packet_ins: RefCell<HashMap<PortNo, Allowance>>,
 }
 
-/// Packet-ins a second that packets of one port can cause in one worker, and at once. Beyond that a guest could
-/// keep the controllers from hearing the others.
-const PACKET_INS_PER_SECOND: u64 = 50_000;
-const PACKET_INS_AT_ONCE: u64 = 10_000;
+/// Packet-ins a second that packets of one port can cause in one worker, and at once: a fifth of what a controller is sent
+/// in all ([`crate::openflow::AgentConfig::packet_ins_per_second`]) and a quarter of the workers' queue to it
+/// ([`PACKET_IN_QUEUE_MAX`]). So a guest cannot keep the controllers from hearing the others.
+const PACKET_INS_PER_SECOND: u64 = 10_000;
+const PACKET_INS_AT_ONCE: u64 = PACKET_IN_QUEUE_MAX as u64 / 4;
 
 /// A token bucket. A token has 1000 parts, so that each millisecond adds a whole number of them.
 struct Allowance {
@@ -122,6 +124,8 @@ impl Allowance {
 struct Verdicts {
     list: Vec<Verdict>,
     by_ops: HashMap<Box<[Op]>, u32>,
+    /// Whether some of them count for flows, and so hold those flows' counters.
+    counting: bool,
 }
 
 /// Verdicts kept until the cache starts anew.
@@ -130,20 +134,23 @@ const VERDICTS_MAX: usize = 2 * LINES_MAX;
 impl Verdicts {
     /// A verdict without steps for each reason to drop, at the number of the reason.
     fn new() -> Verdicts {
-        let list = DropReason::ALL.into_iter().map(|drop| Verdict { ops: Box::default(), drop }).collect();
-        Verdicts { list, by_ops: HashMap::new() }
+        let list = DropReason::ALL.into_iter().map(Verdict::dropping).collect();
+        Verdicts { list, by_ops: HashMap::new(), counting: false }
     }
 
     fn number(&mut self, decision: &Decision) -> u32 {
         if decision.ops.is_empty() {
             return decision.drop.unwrap_or(DropReason::NoActions) as u32;
         }
-        if let Some(number) = self.by_ops.get(decision.ops.as_slice()) {
-            return *number;
-        }
         let number = self.list.len() as u32;
+        if !decision.tails.is_empty() {
+            self.counting = true;
+        } else if let Some(number) = self.by_ops.get(decision.ops.as_slice()) {
+            return *number;
+        } else {
+            self.by_ops.insert(decision.ops.as_slice().into(), number);
+        }
         self.list.push(decision.verdict());
-        self.by_ops.insert(decision.ops.as_slice().into(), number);
         number
     }
 }
@@ -199,7 +206,10 @@ impl Forwarder {
         self.snapshot = snapshot;
         self.table_stats = self.snapshot.tables.stats().clone();
         let ports = &self.snapshot.ports;
-        self.packet_ins.get_mut().retain(|port, _| !is_physical(*port) || ports.contains(*port));
+        self.packet_ins.get_mut().retain(|port, _| ports.contains(*port));
+        if self.verdicts.counting {
+            self.verdicts = Verdicts::new();
+        }
         self.cache.expect(self.snapshot.tables.len());
         self.cache.invalidate(self.snapshot.tables.mask(), &self.table_stats);
     }
@@ -340,11 +350,24 @@ impl Forwarder {
                         return;
                     }
                 }
+                Op::Passed(tail) => self.count(verdict.tails.get(usize::from(tail)), header, now_ms, egress),
             }
         }
-        if let Some(Op::Meter(_)) = verdict.ops.last() {
+        if !verdict.sends {
             egress.dropped(verdict.drop);
         }
+    }
+
+    /// Counts a packet for the tables that it got to.
+    #[cold]
+    fn count(&self, tail: Option<&Tail>, header: &Header, now_ms: u64, egress: &mut impl Egress) {
+        let Some(tail) = tail.filter(|_| !self.observes) else { return };
+        // As it came in, as all flows count it.
+        let bytes = egress.frame_bytes(header).saturating_add_signed(-header.grown()) as u64;
+        for flow in &tail.flows {
+            flow.cell(self.worker).add(1, bytes, now_ms);
+        }
+        self.table_stats.add(self.worker, tail.looked_up, tail.hit, 1);
     }
 
     /// Applies an edit; `false`: the packet ended here.
@@ -426,8 +449,8 @@ impl Forwarder {
                 }
                 Op::Output(target) => self.output(target, in_port, header, now_ms, egress),
                 Op::Group { id, .. } => self.group(id, walk, header, egress),
-                // Meters belong to flows.
-                Op::Meter(_) => {}
+                // Meters and tables belong to flows.
+                Op::Meter(_) | Op::Passed(_) => {}
             }
         }
     }
@@ -506,6 +529,10 @@ impl Forwarder {
     }
 
     fn may_cause_packet_in(&self, in_port: PortNo, now_ms: u64) -> bool {
+        if !is_physical(in_port) {
+            // A controller's own packet comes back to it: no guest's doing.
+            return true;
+        }
         let mut packet_ins = self.packet_ins.borrow_mut();
         let full = || Allowance { parts: PACKET_INS_AT_ONCE * Allowance::TOKEN, filled_ms: now_ms };
         packet_ins.entry(in_port).or_insert_with(full).take(now_ms)

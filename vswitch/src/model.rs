@@ -16,6 +16,7 @@ pub use ofp::PortNo;
 use packet::{Edit, MacAddr};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::flow::FlowStats;
 use crate::ports::Ports;
 use crate::tables::Tables;
 
@@ -178,7 +179,7 @@ pub enum DropReason {
     NoHeadroom,
     /// TTL or hop limit ran out.
     TtlExpired,
-    /// The controller's share of packet-ins is used up.
+    /// The port's share of packet-ins, or what the controllers can take, is used up.
     PacketInLimit,
     /// Larger than the target's MTU and not segmentable.
     TooLong,
@@ -192,9 +193,9 @@ pub enum DropReason {
     Metered,
     /// No bucket of the group is live.
     NoLiveBucket,
-}
     /// A fragment of an IP packet, which a controller wants dropped (`OFPC_FRAG_DROP`).
     Fragment,
+}
 
 impl DropReason {
     /// Every reason, in the order of their numbers.
@@ -218,8 +219,8 @@ impl DropReason {
         DropReason::BadHeader,
         DropReason::Metered,
         DropReason::NoLiveBucket,
-    ];
         DropReason::Fragment,
+    ];
 
     /// The reason in words.
     pub const fn words(self) -> &'static str {
@@ -240,19 +241,21 @@ impl DropReason {
             }
             DropReason::NoHeadroom => "an edit found no room, for example too many pushed tags",
             DropReason::TtlExpired => "the TTL or hop limit ran out",
-            DropReason::PacketInLimit => "the controller's share of packet-ins is used up",
+            DropReason::PacketInLimit => {
+                "the port's share of packet-ins, or what the controllers can take, is used up"
+            }
             DropReason::TooLong => "larger than the target's MTU and not segmentable",
             DropReason::RingFull => "the target's ring has no free buffer",
             DropReason::BufferTooSmall => "the target's buffers are too small for the packet",
             DropReason::BadHeader => "the sender's virtio header is malformed",
             DropReason::Metered => "above the rate of a meter",
             DropReason::NoLiveBucket => "no bucket of the group is live",
-        }
-    }
-
             DropReason::Fragment => {
                 "a fragment of an IP packet, which a controller wants dropped (set-config)"
             }
+        }
+    }
+
     /// The label in metrics.
     pub const fn name(self) -> &'static str {
         match self {
@@ -275,10 +278,10 @@ impl DropReason {
             DropReason::BadHeader => "bad_header",
             DropReason::Metered => "metered",
             DropReason::NoLiveBucket => "no_live_bucket",
+            DropReason::Fragment => "fragment",
         }
     }
 }
-            DropReason::Fragment => "fragment",
 
 /// Why a packet goes to the controller: `ofp_packet_in_reason`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -309,6 +312,8 @@ pub enum Op {
     },
     /// Let a meter decide whether the packet goes on.
     Meter(u32),
+    /// The packet came so far: the tables from here on count it ([`Verdict::tails`], by number).
+    Passed(u8),
 }
 
 /// Where an output goes.
@@ -338,15 +343,35 @@ pub enum Target {
 }
 
 /// What to do with a packet: steps in order; no steps = drop for `drop`.
-#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Debug)]
 pub struct Verdict {
     /// The steps.
     pub ops: Box<[Op]>,
     /// Why packets end here, if there is no output among the steps.
     pub drop: DropReason,
+    /// Whether there is an output among the steps.
+    pub sends: bool,
+    /// Who counts a packet only when it was not ended by a step before: [`Op::Passed`].
+    pub tails: Box<[Tail]>,
+}
+
+/// The tables behind a step that may end a packet.
+#[derive(Clone, Debug, Default)]
+pub struct Tail {
+    /// Counters of the flows that match there.
+    pub flows: Vec<FlowStats>,
+    /// Bit `t`: table `t` was looked up.
+    pub looked_up: u64,
+    /// Bit `t`: a flow of table `t` matched.
+    pub hit: u64,
 }
 
 impl Verdict {
+    /// No steps.
+    pub fn dropping(drop: DropReason) -> Verdict {
+        Verdict { ops: Box::default(), drop, sends: false, tails: Box::default() }
+    }
+
     /// The target if the verdict is one output and nothing else: the fast road.
     #[inline]
     pub fn single(&self) -> Option<Target> {
@@ -414,7 +439,7 @@ pub struct PacketIn {
 }
 
 /// A packet that a controller sends out, decided already.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, Debug)]
 pub struct PacketOut {
     /// The frame.
     pub frame: Box<[u8]>,

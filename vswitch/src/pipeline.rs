@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use packet::{FlowKey, field};
+use packet::{Edit, FlowKey, field};
 
 use crate::flow::{Action, ActionSet, Flow, FlowStats};
-use crate::model::{DropReason, Op, PacketInReason, PortNo, Target, Verdict};
+use crate::model::{DropReason, Op, PacketInReason, PortNo, Tail, Target, Verdict};
 use crate::tables::{TABLES, Tables};
 
 /// Steps of one verdict. A packet that would need more (flows of many tables with long action lists) is dropped
@@ -25,6 +25,8 @@ pub struct Decision {
     pub looked_up: u64,
     /// Bit `t`: a flow of table `t` matched.
     pub hit: u64,
+    /// The same for tables behind steps that may end a packet.
+    pub tails: Vec<Tail>,
     /// The tables that were asked, for who wants to know why (`Some` before the decision); workers do not.
     pub visits: Option<Vec<Visit>>,
     action_set: ActionSet,
@@ -57,6 +59,7 @@ impl Decision {
             visits.clear();
         }
         self.ops.clear();
+        self.tails.clear();
         self.matched.clear();
         self.action_set.clear();
         (self.drop, self.looked_up, self.hit) = (None, 0, 0);
@@ -64,7 +67,26 @@ impl Decision {
 
     /// The decision as a value of its own.
     pub fn verdict(&self) -> Verdict {
-        Verdict { ops: self.ops.as_slice().into(), drop: self.drop.unwrap_or(DropReason::NoActions) }
+        Verdict {
+            ops: self.ops.as_slice().into(),
+            drop: self.drop.unwrap_or(DropReason::NoActions),
+            sends: self.ops.iter().any(sends),
+            tails: self.tails.as_slice().into(),
+        }
+    }
+
+    fn look_up(&mut self, table: u8) {
+        let looked_up = self.tails.last_mut().map_or(&mut self.looked_up, |tail| &mut tail.looked_up);
+        *looked_up |= 1 << table;
+    }
+
+    fn count(&mut self, table: u8, stats: &FlowStats) {
+        let (hit, flows) = match self.tails.last_mut() {
+            Some(tail) => (&mut tail.hit, &mut tail.flows),
+            None => (&mut self.hit, &mut self.matched),
+        };
+        *hit |= 1 << table;
+        flows.push(stats.clone());
     }
 }
 
@@ -108,16 +130,31 @@ fn finish(decision: &mut Decision) {
     // Edits after the last step that somebody sees change nothing.
     let last = decision.ops.iter().rposition(|op| !matches!(op, Op::Edit(_)));
     decision.ops.truncate(last.map_or(0, |at| at + 1));
-    if decision.ops.iter().any(|op| matches!(op, Op::Output(_) | Op::Group { .. })) {
+    if decision.ops.iter().any(sends) {
         decision.drop = None;
     }
 }
 
+fn sends(op: &Op) -> bool {
+    matches!(op, Op::Output(_) | Op::Group { .. })
+}
+
+/// Whether a packet may get no further than this step: then the tables behind it do not count it.
+fn may_end(op: &Op) -> bool {
+    matches!(op, Op::Meter(_) | Op::Edit(Edit::DecTtl | Edit::DecMplsTtl))
+}
+
 fn run(tables: &Tables, mut key: FlowKey, decision: &mut Decision) {
     let mut number = 0;
+    // Steps before this one were looked at: see `may_end`.
+    let mut seen = decision.ops.len();
+    if tables.drops_fragments() && key.get(field::IP_FRAGMENT) != 0 {
+        decision.drop = Some(DropReason::Fragment);
+        return;
+    }
     let mut origin = Origin { reason: PacketInReason::Action, table: 0, cookie: u64::MAX };
     while let Some(table) = tables.table(number) {
-        decision.looked_up |= 1 << number;
+        decision.look_up(number);
         let found = table.lookup(&key);
         if let Some(visits) = &mut decision.visits {
             visits.push(Visit { table: number, key, flow: found.cloned() });
@@ -129,8 +166,7 @@ fn run(tables: &Tables, mut key: FlowKey, decision: &mut Decision) {
             decision.drop = Some(DropReason::TableMiss);
             return;
         };
-        decision.hit |= 1 << number;
-        decision.matched.push(flow.stats.clone());
+        decision.count(number, &flow.stats);
         let miss_entry = flow.priority == 0 && *flow.mask == FlowKey::ZERO;
         let reason = if miss_entry { PacketInReason::TableMiss } else { PacketInReason::Action };
         origin = Origin { reason, table: number, cookie: flow.cookie };
@@ -146,19 +182,20 @@ fn run(tables: &Tables, mut key: FlowKey, decision: &mut Decision) {
         }
         for action in &instructions.write {
             decision.action_set.write(*action);
-    // Steps before this one were looked at: see `may_end`.
-    let mut seen = decision.ops.len();
-    if tables.drops_fragments() && key.get(field::IP_FRAGMENT) != 0 {
-        decision.drop = Some(DropReason::Fragment);
-        return;
-    }
         }
         if let Some((value, mask)) = instructions.metadata {
             key.set(field::METADATA, (key.get(field::METADATA) & !mask) | (value & mask));
         }
         match instructions.goto {
             // Only forward: checked when the flow was added, checked again so that a loop cannot be.
-            Some(next) if next > number && usize::from(next) < TABLES => number = next,
+            Some(next) if next > number && usize::from(next) < TABLES => {
+                if decision.ops[seen..].iter().any(may_end) {
+                    decision.ops.push(Op::Passed(decision.tails.len() as u8));
+                    decision.tails.push(Tail::default());
+                }
+                seen = decision.ops.len();
+                number = next;
+            }
             _ => break,
         }
     }

@@ -9,7 +9,7 @@ use vswitch::fdb::Fdb;
 use vswitch::flow::{Action, FlowFlags, Instructions};
 use vswitch::flow_tables::{ANY_GROUP, FlowModError, FlowTables, NewFlow, RemovedReason, Selection};
 use vswitch::forwarder::{BATCH_MAX, Forwarder, VerdictId};
-use vswitch::model::{DropReason, Op, PortNo, Snapshot, Target, Verdict};
+use vswitch::model::{DropReason, Op, PortNo, Snapshot, Target};
 use vswitch::pipeline::{Decision, decide};
 
 const LIMIT: usize = 18;
@@ -214,10 +214,11 @@ fn model_execute(
 }
 
 /// As the switch shortens it: nothing after the last output, a reason only without outputs.
-fn model_verdict(mut ops: Vec<Op>, drop: DropReason) -> Verdict {
+fn model_verdict(mut ops: Vec<Op>, drop: DropReason) -> (Vec<Op>, DropReason) {
     let outputs = ops.iter().rposition(|op| matches!(op, Op::Output(_)));
     ops.truncate(outputs.map_or(0, |at| at + 1));
-    Verdict { drop: if ops.is_empty() { drop } else { DropReason::NoActions }, ops: ops.into() }
+    let drop = if ops.is_empty() { drop } else { DropReason::NoActions };
+    (ops, drop)
 }
 
 struct World {
@@ -369,15 +370,15 @@ impl World {
         let mut decision = Decision::default();
         for ((key, bytes), verdict) in keys.iter().zip(&bytes).zip(&verdicts) {
             let (ops, matched, drop) = model_decide(&self.published, key);
-            let expected = model_verdict(ops, drop);
+            let (ops, drop) = model_verdict(ops, drop);
             decide(self.tables.tables(), key, &mut decision);
             let looked_up = decision.verdict();
-            assert_eq!(looked_up.ops, expected.ops, "decide, {key:?}");
+            assert_eq!(*looked_up.ops, *ops, "decide, {key:?}");
             assert_eq!(decision.matched.len(), matched.len());
             let cached = self.forwarder.verdict(*verdict);
-            assert_eq!(cached.ops, expected.ops, "cache, {key:?}");
-            if expected.ops.is_empty() {
-                assert_eq!((looked_up.drop, cached.drop), (expected.drop, expected.drop));
+            assert_eq!(*cached.ops, *ops, "cache, {key:?}");
+            if ops.is_empty() {
+                assert_eq!((looked_up.drop, cached.drop), (drop, drop));
             }
             for id in matched {
                 let rule = self.model.get_mut(&id).expect("just published");

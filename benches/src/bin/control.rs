@@ -68,7 +68,10 @@ fn main() -> anyhow::Result<()> {
             |name| if name.starts_with("pmd") { SERVER_CORE } else { CLIENT_CORE },
         )?;
         let sockets = [1, 2, 3].map(|number| ovs.socket(number));
-        columns.push(("Open vSwitch-DPDK", measure(&options, &ovs.openflow(), &sockets).context("Open vSwitch")?));
+        columns.push((
+            "Open vSwitch-DPDK",
+            measure(&options, &ovs.openflow(), &sockets).context("Open vSwitch")?,
+        ));
     }
     let mut sluice = Sluice::start(&program, &dir.path().join("site"), 3)?;
     let worker = |name: &str| if name.starts_with("switch-") { SERVER_CORE } else { CLIENT_CORE };

@@ -1,6 +1,6 @@
 //! One controller's session: what it says and what it is answered.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
@@ -26,6 +26,8 @@ const OUT_BYTES: usize = 64 * 1024;
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Multipart requests that may be unfinished at once.
 const OPEN_REQUESTS_MAX: usize = 16;
+/// Bytes of a multipart request: the features of all tables are a quarter of that.
+const REQUEST_BYTES_MAX: usize = 4 << 20;
 /// Bytes of a packet that no action sent, for controllers that did not say how many they want (7.3.2).
 const MISS_SEND_LEN: u16 = 128;
 /// Flows of a reply that are turned into messages at a time.
@@ -66,8 +68,8 @@ pub struct Session<W> {
     config: SwitchConfig,
     /// Flows removed since the last report.
     removed: Vec<Removed>,
-    /// Multipart requests of which more parts are to come.
-    open_requests: HashSet<u32>,
+    /// Multipart requests of which more parts are to come, with the bytes so far.
+    open_requests: HashMap<u32, usize>,
     bundles: Bundles,
     notices: Option<mpsc::Sender<Arc<[u8]>>>,
 }
@@ -93,7 +95,7 @@ impl<W: AsyncWrite + Unpin> Session<W> {
             out: Vec::new(),
             config: SwitchConfig { flags: ofp::ConfigFlags(0), miss_send_len: MISS_SEND_LEN },
             removed: Vec::new(),
-            open_requests: HashSet::new(),
+            open_requests: HashMap::new(),
             bundles,
             notices: Some(sender),
         };
@@ -188,6 +190,9 @@ impl<W: AsyncWrite + Unpin> Session<W> {
             }
             _ if !self.greeted => Err(Close::Protocol("the first message is not a hello".to_string())),
             body => {
+                if matches!(body, Body::MultipartRequestMore(_)) {
+                    self.note_part(message.xid, bytes.len())?;
+                }
                 if let Err(code) = self.request(message.xid, body).await? {
                     self.refuse(bytes, code);
                 }
@@ -264,12 +269,12 @@ impl<W: AsyncWrite + Unpin> Session<W> {
                 let flags = if drops { ofp::ConfigFlags::FRAG_DROP } else { ofp::ConfigFlags(0) };
                 self.send(xid, Body::GetConfigReply(SwitchConfig { flags, ..self.config }));
             }
+            Body::SetConfig(config) => self.set_config(config)?,
             Body::FlowMod(request) => {
                 let removed = flow_mod::apply(&self.shared.bridge, &request)?;
                 self.keep_removed(removed);
                 count(&self.shared.stats.flow_mods);
             }
-            Body::SetConfig(config) => self.set_config(config)?,
             Body::PacketOut(request) => return self.packet_out(request),
             Body::PortMod(request) => {
                 let change = Change::Port(convert::port_change(&request)?);
@@ -308,11 +313,6 @@ impl<W: AsyncWrite + Unpin> Session<W> {
         Ok(())
     }
 
-    fn packet_out(&mut self, request: PacketOut) -> Result<(), ErrorCode> {
-        if request.buffer_id != ofp::NO_BUFFER {
-            return Err(ErrorCode::BUFFER_UNKNOWN);
-        }
-        if request.data.len() < 14 {
     /// Fragments are a matter of the switch, the bytes of packet-ins one of the controller.
     fn set_config(&mut self, config: SwitchConfig) -> Result<(), ErrorCode> {
         let drop = match config.flags {
@@ -332,6 +332,11 @@ impl<W: AsyncWrite + Unpin> Session<W> {
         Ok(())
     }
 
+    fn packet_out(&mut self, request: PacketOut) -> Result<(), ErrorCode> {
+        if request.buffer_id != ofp::NO_BUFFER {
+            return Err(ErrorCode::BUFFER_UNKNOWN);
+        }
+        if request.data.len() < 14 {
             return Err(ErrorCode::BAD_PACKET);
         }
         let in_port = dispatch::ingress(request.in_port).ok_or(ErrorCode::BAD_PORT)?;
@@ -418,11 +423,21 @@ impl<W: AsyncWrite + Unpin> Session<W> {
         if !matches!(request, MultipartRequest::TableFeatures(_)) {
             return Err(ErrorCode::BAD_MULTIPART);
         }
-        if !self.open_requests.contains(&xid) && self.open_requests.len() >= OPEN_REQUESTS_MAX {
+        if !self.open_requests.contains_key(&xid) && self.open_requests.len() >= OPEN_REQUESTS_MAX {
             return Err(ErrorCode::MULTIPART_BUFFER_OVERFLOW);
         }
-        self.open_requests.insert(xid);
+        self.open_requests.entry(xid).or_default();
         Ok(())
+    }
+
+    /// Who sends a request that does not end means us no good.
+    fn note_part(&mut self, xid: u32, bytes: usize) -> Result<(), Close> {
+        let Some(sum) = self.open_requests.get_mut(&xid) else { return Ok(()) };
+        *sum += bytes;
+        if *sum <= REQUEST_BYTES_MAX {
+            return Ok(());
+        }
+        Err(Close::Protocol(format!("a multipart request of more than {REQUEST_BYTES_MAX} bytes")))
     }
 
     async fn multipart(
@@ -430,7 +445,7 @@ impl<W: AsyncWrite + Unpin> Session<W> {
         xid: u32,
         request: MultipartRequest,
     ) -> Result<Result<(), ErrorCode>, Close> {
-        if self.open_requests.remove(&xid) {
+        if self.open_requests.remove(&xid).is_some() {
             return Ok(Err(ErrorCode::TABLE_FEATURES_EPERM));
         }
         match request {

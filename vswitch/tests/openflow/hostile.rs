@@ -115,6 +115,38 @@ fn half_a_message_and_then_silence_ends_the_session() {
 }
 
 #[test]
+fn a_byte_at_a_time_keeps_no_session() {
+    let config = AgentConfig { probe_interval: Duration::from_millis(300), ..AgentConfig::default() };
+    let switch = Switch::start(BridgeConfig::default(), config);
+    let mut client = Client::connect(&switch.socket());
+    let mut slow = connect(&switch);
+    slow.write_all(&HELLO).expect("connected");
+    slow.write_all(&[4, 14, 0xff, 0xff]).expect("connected");
+    // At this pace the message would take minutes; it is closed long before, and one that answers is not.
+    wait_for("the slow one is closed", || {
+        client.barrier();
+        slow.write_all(&[0]).is_err()
+    });
+    client.barrier();
+}
+
+#[test]
+fn a_multipart_request_without_end_is_closed() {
+    let switch = start();
+    let mut client = Client::connect(&switch.socket());
+    let mut endless = connect(&switch);
+    endless.write_all(&HELLO).expect("connected");
+    // A part full of one table's features, with more to come.
+    let mut part = vec![4, 18, 0xff, 0xd0, 0, 0, 0, 9, 0, 12, 0, 1, 0, 0, 0, 0];
+    let table = [&64u16.to_be_bytes()[..], &[0; 62]].concat();
+    part.extend(table.iter().cycle().take(0xffd0 - 16));
+    let sent = (0..1000).take_while(|_| endless.write_all(&part).is_ok()).count();
+    assert!(sent < 1000, "64 MiB were taken for one request");
+    read_to_end(endless);
+    client.barrier();
+}
+
+#[test]
 fn random_messages_change_nothing_for_others() {
     let switch = start();
     let mut good = Client::connect(&switch.socket());

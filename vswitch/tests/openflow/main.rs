@@ -3,6 +3,7 @@
 
 mod bundles;
 mod client;
+mod counters;
 mod data_path;
 mod differential;
 mod hostile;
