@@ -350,7 +350,7 @@ impl Controller {
         };
         let before = items(&desired);
         let concerned = |layout: &Layout| -> BTreeSet<Dpid> {
-            edit.sets.iter().flat_map(|(subject, _)| layout.switches_of(subject)).collect()
+            layout.switches_of_all(edit.sets.iter().map(|(subject, _)| subject))
         };
         if only_if.is_some_and(|expected| *expected != before) {
             return Ok(Exchanged { after: before.clone(), before, concerned: concerned(&layout) });

@@ -1,5 +1,7 @@
 //! Flow entries as the controller compares them, and the cookies it marks them with.
 
+use std::sync::Arc;
+
 use ofp::{
     Action, FlowMod, FlowModCommand, FlowModFlags, FlowStats, FlowStatsRequest, Instruction, Match,
     MeterBand, MeterConfig, MeterFlags, MeterMod, MeterModCommand, PortNo,
@@ -12,14 +14,15 @@ pub struct FlowKey {
     pub table: u8,
     /// Higher wins.
     pub priority: u16,
-    /// Which packets; normalized, so that equal matches are equal values.
-    pub matching: Match,
+    /// Which packets; normalized, so that equal matches are equal values. Shared, since a switch's rules are held in
+    /// several places: as they shall be, as they are, and as they are under way.
+    pub matching: Arc<Match>,
 }
 
 impl FlowKey {
     /// A key with the match normalized.
     pub fn new(table: u8, priority: u16, matching: &Match) -> FlowKey {
-        FlowKey { table, priority, matching: matching.normalized() }
+        FlowKey { table, priority, matching: Arc::new(matching.normalized()) }
     }
 }
 
@@ -29,7 +32,7 @@ pub struct FlowBody {
     /// Whose it is; see [`Cookie`].
     pub cookie: u64,
     /// What happens to the packets, in a form that is equal for equal effect.
-    pub instructions: Vec<Instruction>,
+    pub instructions: Arc<[Instruction]>,
 }
 
 impl FlowBody {
@@ -180,8 +183,8 @@ pub fn add(key: &FlowKey, body: &FlowBody) -> FlowMod {
         table_id: key.table,
         priority: key.priority,
         flags: FlowModFlags::SEND_FLOW_REM,
-        matching: key.matching.clone(),
-        instructions: body.instructions.clone(),
+        matching: (*key.matching).clone(),
+        instructions: body.instructions.to_vec(),
         ..FlowMod::new(FlowModCommand::Add)
     }
 }
@@ -193,7 +196,7 @@ pub fn delete(key: &FlowKey) -> FlowMod {
         cookie_mask: Cookie::OURS_MASK,
         table_id: key.table,
         priority: key.priority,
-        matching: key.matching.clone(),
+        matching: (*key.matching).clone(),
         ..FlowMod::new(FlowModCommand::DeleteStrict)
     }
 }

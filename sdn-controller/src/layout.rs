@@ -6,15 +6,15 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use ipnet::IpNet;
 use ofp::MacAddr;
 
 use crate::flow_json::FlowSpec;
 use crate::model::{
-    Attachment, Chain, Desired, Dpid, Entry, Flooding, Kind, MirrorDirection, MirrorSource, Network, Place,
-    PortMode, PortRef, Rates, Subject,
+    Acl, Attachment, Chain, Desired, Dpid, Entry, Flooding, Kind, Mirror, MirrorDirection, MirrorSource,
+    Network, Place, PortMode, PortRef, Rates, Subject, Uplink,
 };
 use crate::rule_set::RuleSet;
 
@@ -75,7 +75,7 @@ pub struct Segment {
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct SwitchLayout {
     /// Its VLANs.
-    pub segments: Vec<Segment>,
+    pub segments: Vec<Arc<Segment>>,
     /// Its static flows.
     pub flows: Vec<(String, Arc<FlowSpec>)>,
 }
@@ -84,8 +84,43 @@ pub struct SwitchLayout {
 #[derive(Clone, Debug, Default)]
 pub struct Layout {
     switches: BTreeMap<Dpid, Arc<SwitchLayout>>,
-    /// Where something of each thing is.
-    places: HashMap<Subject, BTreeSet<Dpid>>,
+    /// Where something of each thing is, once somebody has asked for many.
+    places: OnceLock<HashMap<Subject, BTreeSet<Dpid>>>,
+    networks: BTreeMap<String, Arc<NetworkPart>>,
+    shared: Shared,
+}
+
+/// One network laid out, and what of: as long as that is the same, it need not be laid out again.
+#[derive(Debug)]
+struct NetworkPart {
+    network: Entry<Network>,
+    attachments: Vec<(String, Entry<Attachment>)>,
+    chains: Vec<(String, Entry<Chain>)>,
+    segments: Vec<(Dpid, Arc<Segment>)>,
+}
+
+/// What every network may depend on.
+#[derive(Clone, Debug, Default)]
+struct Shared {
+    acls: BTreeMap<String, Entry<Acl>>,
+    uplinks: BTreeMap<String, Entry<Uplink>>,
+    mirrors: BTreeMap<String, Entry<Mirror>>,
+}
+
+fn same<T>(a: &Entry<T>, b: &Entry<T>) -> bool {
+    a.number == b.number && Arc::ptr_eq(&a.value, &b.value)
+}
+
+fn map_is_same<T>(a: &BTreeMap<String, Entry<T>>, b: &BTreeMap<String, Entry<T>>) -> bool {
+    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.0 == b.0 && same(a.1, b.1))
+}
+
+impl Shared {
+    fn is_of(&self, desired: &Desired) -> bool {
+        map_is_same(&self.acls, &desired.acls)
+            && map_is_same(&self.uplinks, &desired.uplinks)
+            && map_is_same(&self.mirrors, &desired.mirrors)
+    }
 }
 
 impl Layout {
@@ -93,10 +128,20 @@ impl Layout {
     /// comparing pointers.
     pub fn new(desired: &Desired, before: &Layout) -> Layout {
         let mut builder = Builder::new(desired);
+        let unchanged = before.shared.is_of(desired);
+        let mut networks = BTreeMap::new();
+        let mut parts = BTreeMap::<Dpid, SwitchLayout>::new();
         for (name, network) in &desired.networks {
-            builder.network(name, network);
+            let earlier = before.networks.get(name).filter(|_| unchanged);
+            let part = match earlier.filter(|part| builder.is_of(part, name, network)) {
+                Some(part) => part.clone(),
+                None => Arc::new(builder.network(name, network)),
+            };
+            for (dpid, segment) in &part.segments {
+                parts.entry(*dpid).or_default().segments.push(segment.clone());
+            }
+            networks.insert(name.clone(), part);
         }
-        let mut parts = builder.parts;
         for ((dpid, id), flow) in &desired.flows {
             parts.entry(*dpid).or_default().flows.push((id.clone(), flow.value.clone()));
         }
@@ -104,18 +149,39 @@ impl Layout {
             let same = before.switches.get(&dpid).filter(|earlier| ***earlier == part);
             (dpid, same.cloned().unwrap_or_else(|| Arc::new(part)))
         };
-        let mut places = HashMap::<Subject, BTreeSet<Dpid>>::new();
-        for (dpid, part) in &parts {
-            for segment in &part.segments {
-                for owner in segment.members.iter().map(|member| &member.owner).chain([&segment.owner]) {
-                    match places.get_mut(owner) {
-                        Some(there) => drop(there.insert(*dpid)),
-                        None => drop(places.insert(owner.clone(), [*dpid].into())),
-                    }
+        let shared = match unchanged {
+            true => before.shared.clone(),
+            false => Shared {
+                acls: desired.acls.clone(),
+                uplinks: desired.uplinks.clone(),
+                mirrors: desired.mirrors.clone(),
+            },
+        };
+        let switches = parts.into_iter().map(share).collect();
+        Layout { switches, places: OnceLock::new(), networks, shared }
+    }
+
+    /// Every thing that has something on a switch, with that switch; most of them more than once.
+    fn owners(&self) -> impl Iterator<Item = (Dpid, &Subject)> {
+        let segments = self.switches.iter().flat_map(|(dpid, part)| part.segments.iter().map(|s| (*dpid, s)));
+        segments.flat_map(|(dpid, segment)| {
+            let members = segment.members.iter().map(|member| &member.owner);
+            members.chain([&segment.owner]).map(move |owner| (dpid, owner))
+        })
+    }
+
+    /// Where something of each thing is.
+    fn places(&self) -> &HashMap<Subject, BTreeSet<Dpid>> {
+        self.places.get_or_init(|| {
+            let mut places = HashMap::<Subject, BTreeSet<Dpid>>::new();
+            for (dpid, owner) in self.owners() {
+                match places.get_mut(owner) {
+                    Some(there) => drop(there.insert(dpid)),
+                    None => drop(places.insert(owner.clone(), [dpid].into())),
                 }
             }
-        }
-        Layout { switches: parts.into_iter().map(share).collect(), places }
+            places
+        })
     }
 
     /// The part of a switch.
@@ -142,18 +208,39 @@ impl Layout {
     pub fn switches_of(&self, subject: &Subject) -> BTreeSet<Dpid> {
         match subject.flow_key() {
             Some((dpid, _)) => [dpid].into(),
-            None => self.places.get(subject).cloned().unwrap_or_default(),
+            None => self.places().get(subject).cloned().unwrap_or_default(),
         }
     }
+
+    /// The switches that something of any of these is on.
+    pub fn switches_of_all<'a>(
+        &self,
+        subjects: impl ExactSizeIterator<Item = &'a Subject>,
+    ) -> BTreeSet<Dpid> {
+        if subjects.len() > FEW {
+            return subjects.flat_map(|subject| self.switches_of(subject)).collect();
+        }
+        // One look at everything is cheaper than to note where all of it is.
+        let subjects: Vec<&Subject> = subjects.collect();
+        let flows = subjects.iter().filter_map(|subject| subject.flow_key()).map(|(dpid, _)| dpid);
+        let others = self.owners().filter(|(_, owner)| subjects.contains(owner)).map(|(dpid, _)| dpid);
+        flows.chain(others).collect()
+    }
 }
+
+/// So many things are looked for one by one.
+const FEW: usize = 8;
 
 struct Builder<'a> {
     desired: &'a Desired,
     attachments: HashMap<&'a str, Vec<(&'a str, &'a Entry<Attachment>)>>,
-    chains: HashMap<&'a str, Vec<(&'a str, &'a Chain)>>,
+    chains: HashMap<&'a str, Vec<(&'a str, &'a Entry<Chain>)>>,
+    /// Where copies of what attachments send and get go.
+    copies: HashMap<&'a str, Vec<&'a Mirror>>,
     rule_sets: HashMap<Vec<&'a str>, Arc<RuleSet>>,
     tree: Tree<'a>,
-    parts: BTreeMap<Dpid, SwitchLayout>,
+    /// Of the network that is being laid out.
+    segments: Vec<(Dpid, Arc<Segment>)>,
 }
 
 type Members = BTreeMap<Dpid, Vec<Member>>;
@@ -166,13 +253,28 @@ impl<'a> Builder<'a> {
         }
         let mut chains: HashMap<&str, Vec<_>> = HashMap::new();
         for (name, chain) in &desired.chains {
-            chains.entry(&chain.network).or_default().push((name.as_str(), &*chain.value));
+            chains.entry(&chain.network).or_default().push((name.as_str(), chain));
         }
-        let (rule_sets, parts) = (HashMap::new(), BTreeMap::new());
-        Builder { desired, attachments, chains, rule_sets, tree: Tree::new(desired), parts }
+        let mut copies: HashMap<&str, Vec<&Mirror>> = HashMap::new();
+        for mirror in desired.mirrors.values() {
+            if let MirrorSource::Attachment(name) = &mirror.source {
+                copies.entry(name).or_default().push(mirror);
+            }
+        }
+        let (rule_sets, tree) = (HashMap::new(), Tree::new(desired));
+        Builder { desired, attachments, chains, copies, rule_sets, tree, segments: Vec::new() }
     }
 
-    fn network(&mut self, name: &'a str, network: &'a Entry<Network>) {
+    /// Whether the part is of what the network is made of now.
+    fn is_of(&self, part: &NetworkPart, name: &str, network: &Entry<Network>) -> bool {
+        let attachments = self.attachments.get(name).map_or(&[][..], Vec::as_slice);
+        let chains = self.chains.get(name).map_or(&[][..], Vec::as_slice);
+        same(&part.network, network)
+            && is_list_of(&part.attachments, attachments)
+            && is_list_of(&part.chains, chains)
+    }
+
+    fn network(&mut self, name: &'a str, network: &'a Entry<Network>) -> NetworkPart {
         let owner = Subject::new(Kind::Network, name);
         let mut main = Members::new();
         for port in &network.ports {
@@ -186,6 +288,7 @@ impl<'a> Builder<'a> {
             main.entry(port.dpid).or_default().push(member);
         }
         let chains = self.chains.remove(name).unwrap_or_default();
+        let part_chains = owned(&chains);
         let inside: HashMap<&str, usize> = chains
             .iter()
             .enumerate()
@@ -193,6 +296,7 @@ impl<'a> Builder<'a> {
             .collect();
         let mut behind: Vec<Members> = vec![Members::new(); chains.len()];
         let attachments = self.attachments.remove(name).unwrap_or_default();
+        let part_attachments = owned(&attachments);
         let mut hosts = Vec::new();
         for (attachment_name, attachment) in attachments {
             let member = self.member(attachment_name, attachment, network);
@@ -220,6 +324,12 @@ impl<'a> Builder<'a> {
             _ => None,
         });
         self.segment(&owner, network.vlan, network, &hosts, copies.collect(), main);
+        NetworkPart {
+            network: network.clone(),
+            attachments: part_attachments,
+            chains: part_chains,
+            segments: std::mem::take(&mut self.segments),
+        }
     }
 
     fn segment(
@@ -243,17 +353,15 @@ impl<'a> Builder<'a> {
                 copies: copies.iter().filter(here).map(|place| place.port.clone()).collect(),
                 members,
             };
-            self.parts.entry(dpid).or_default().segments.push(segment);
+            self.segments.push((dpid, Arc::new(segment)));
         }
     }
 
     fn member(&mut self, name: &str, attachment: &'a Entry<Attachment>, network: &'a Network) -> Member {
         let copies = |wanted: MirrorDirection| {
             let fits = |direction: MirrorDirection| direction == wanted || direction == MirrorDirection::Both;
-            let of_this = |source: &MirrorSource| matches!(source, MirrorSource::Attachment(a) if a == name);
-            let mirrors = self.desired.mirrors.values();
-            let ours = mirrors.filter(|mirror| of_this(&mirror.source) && fits(mirror.direction));
-            ours.map(|mirror| mirror.to.port.clone()).collect()
+            let mirrors = self.copies.get(name).into_iter().flatten();
+            mirrors.filter(|mirror| fits(mirror.direction)).map(|mirror| mirror.to.port.clone()).collect()
         };
         let (copies_from, copies_to) = (copies(MirrorDirection::Egress), copies(MirrorDirection::Ingress));
         let policy = Policy {
@@ -284,6 +392,14 @@ impl<'a> Builder<'a> {
         };
         self.rule_sets.entry(names).or_insert_with_key(make).clone()
     }
+}
+
+fn owned<T>(list: &[(&str, &Entry<T>)]) -> Vec<(String, Entry<T>)> {
+    list.iter().map(|(name, entry)| ((*name).to_owned(), (*entry).clone())).collect()
+}
+
+fn is_list_of<T>(ours: &[(String, Entry<T>)], list: &[(&str, &Entry<T>)]) -> bool {
+    ours.len() == list.len() && ours.iter().zip(list).all(|(a, b)| a.0 == b.0 && same(&a.1, b.1))
 }
 
 fn add_access(members: &mut Members, owner: &Subject, place: &Place) {
@@ -446,6 +562,50 @@ mod tests {
         assert_eq!(wider.changed(&layout), [Dpid(1), Dpid(2)].into());
         let again = Layout::new(&desired(&items), &wider);
         assert!(again.changed(&wider).is_empty(), "the same again shares everything");
+    }
+
+    /// An edit costs what it touches, however much there is: all other networks are shared with the layout before.
+    #[test]
+    fn an_edit_lays_out_the_networks_that_it_touches() {
+        let attach = |network: u32, port: u32| json!({"network": format!("n{network}"), "dpid": port, "port": 1000 + network});
+        let name = |network: u32, port: u32| format!("a{network}-{port}");
+        let mut desired = desired(&[
+            (Kind::Acl, "x", json!({"rules": []})),
+            (Kind::Uplink, "out", json!({"a": at(1, 99)})),
+        ]);
+        let set = |desired: &mut Desired, kind, name: &str, value: Value| {
+            let item = Item::from_json(kind, value, &mut Errors::new()).expect("a good item");
+            desired.set(&Subject::new(kind, name), Some(item), None);
+        };
+        for network in 0..50 {
+            set(&mut desired, Kind::Network, &format!("n{network}"), json!({"vlan": network + 1}));
+            for port in 1..=10 {
+                set(&mut desired, Kind::Attachment, &name(network, port), attach(network, port));
+            }
+        }
+        let before = Layout::new(&desired, &Layout::default());
+        let made = |desired: &Desired| -> usize {
+            let layout = Layout::new(desired, &before);
+            // What is taken over is what would be made.
+            let afresh = Layout::new(desired, &Layout::default());
+            assert!(layout.switches().eq(afresh.switches()));
+            let shared = |(name, part): &(&String, &Arc<NetworkPart>)| {
+                before.networks.get(*name).is_some_and(|earlier| Arc::ptr_eq(earlier, part))
+            };
+            layout.networks.iter().filter(|part| !shared(part)).count()
+        };
+        assert_eq!((before.networks.len(), made(&desired)), (50, 0));
+        let mut edited = desired.clone();
+        set(&mut edited, Kind::Attachment, &name(7, 3), json!({"network": "n7", "dpid": 3, "port": 5}));
+        assert_eq!(made(&edited), 1, "one network");
+        set(&mut edited, Kind::Attachment, &name(7, 3), attach(8, 11));
+        assert_eq!(made(&edited), 2, "from one network to another");
+        set(&mut edited, Kind::Network, "n9", json!({"vlan": 4000}));
+        edited.set(&Subject::new(Kind::Attachment, name(10, 1)), None, None);
+        assert_eq!(made(&edited), 4);
+        // What all may depend on.
+        set(&mut edited, Kind::Acl, "x", json!({"rules": [], "default": {"ingress": "deny"}}));
+        assert_eq!(made(&edited), 50);
     }
 
     #[test]

@@ -92,7 +92,7 @@ pub struct RefusedRule {
 }
 
 fn key_json(key: &FlowKey) -> Value {
-    let (matching, table, priority) = (key.matching.clone(), key.table, key.priority);
+    let (matching, table, priority) = ((*key.matching).clone(), key.table, key.priority);
     let mut rule = FlowSpec { table, priority, matching, instructions: vec![] }.to_json();
     if let Some(rule) = rule.as_object_mut() {
         rule.remove("actions");
@@ -101,8 +101,8 @@ fn key_json(key: &FlowKey) -> Value {
 }
 
 fn flow_json(key: &FlowKey, body: &FlowBody) -> Value {
-    let (matching, table, priority) = (key.matching.clone(), key.table, key.priority);
-    FlowSpec { table, priority, matching, instructions: body.instructions.clone() }.to_json()
+    let (matching, table, priority) = ((*key.matching).clone(), key.table, key.priority);
+    FlowSpec { table, priority, matching, instructions: body.instructions.to_vec() }.to_json()
 }
 
 impl RefusedRule {

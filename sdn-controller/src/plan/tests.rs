@@ -109,7 +109,7 @@ fn through(flows: &Flows, mut frame: Frame) -> Vec<(u32, Option<u16>)> {
             .max_by_key(|(key, _)| key.priority);
         let Some((_, body)) = hit else { return out };
         let mut next = None;
-        for instruction in &body.instructions {
+        for instruction in body.instructions.iter() {
             match instruction {
                 Instruction::GotoTable(table) => next = Some(*table),
                 Instruction::Meter(_) => {}
