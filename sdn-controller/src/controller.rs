@@ -330,7 +330,15 @@ impl Controller {
         after
             .complete(desired, self.options.vlans)
             .map_err(|conflict| ChangeError::Conflicts(vec![conflict]))?;
-        let conflicts = after.conflicts();
+        let mut conflicts = after.conflicts();
+        for conflict in &mut conflicts {
+            // Who deletes something knows that it is not there afterwards, but not who counts on it.
+            if let Conflict::Missing { missing, of } = conflict
+                && edit.sets.iter().any(|(subject, item)| item.is_none() && subject == missing)
+            {
+                *conflict = Conflict::Needed { needed: missing.clone(), of: of.clone() };
+            }
+        }
         if conflicts.is_empty() { Ok(after) } else { Err(ChangeError::Conflicts(conflicts)) }
     }
 

@@ -163,7 +163,14 @@ fn every_other_kind(bed: &Bed) {
         assert_eq!(list[kind].as_array().map(Vec::len), Some(1), "{list:#}");
     }
     // What others name stays, until they are gone.
-    bed.check(&delete, ("/v1/networks/{name}", "/v1/networks/x"), None, 409);
+    let kept = bed.check(&delete, ("/v1/networks/{name}", "/v1/networks/x"), None, 409);
+    let detail = kept["detail"].as_str().unwrap();
+    assert!(detail.contains("attachment x needs network x"), "{detail}");
+    // Queries and paths that cannot be read are told like everything else.
+    for path in ["/v1/attachments?limit=x", "/v1/attachments?colour=red", "/v1/switches/1/flows/%ff"] {
+        let answer = bed.request(&get, path, None);
+        assert_eq!((answer.status.as_u16(), &answer.json().unwrap()["status"]), (400, &json!(400)), "{path}");
+    }
     let document = "/v1/document";
     let whole = bed.check(&get, (document, document), None, 200);
     let trial = bed.check(&put, (document, "/v1/document?dry_run=true"), Some(&whole), 200);

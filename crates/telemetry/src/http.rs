@@ -129,12 +129,10 @@ impl Connected<IncomingStream<'_, UnixListener>> for Peer {
     }
 }
 
-/// Serves `router` on a unix socket. The socket of a killed daemon is replaced; that of a live one is refused. Requests
-/// that change something are logged with the peer's user and process. Unknown paths and methods are answered as
-/// [`Problem`]s.
-pub async fn serve_admin(socket: AdminSocket, router: Router) -> Result<Server, ServeError> {
-    let listener = bind(&socket).await?;
-    let router = router
+/// The same routes, with every refusal a [`Problem`]: of unknown paths and methods, and of paths and queries that cannot be
+/// read, about which the framework has words of its own.
+pub fn answer_problems<S: Clone + Send + Sync + 'static>(router: Router<S>) -> Router<S> {
+    router
         .fallback(async |request: Request| {
             Problem::not_found(format!("there is no {}", request.uri().path()))
         })
@@ -142,7 +140,30 @@ pub async fn serve_admin(socket: AdminSocket, router: Router) -> Result<Server, 
             let title = format!("{} does not take {}", request.uri().path(), request.method());
             Problem::new(StatusCode::METHOD_NOT_ALLOWED, title)
         })
-        .layer(middleware::from_fn(audit));
+        .layer(middleware::map_response(problem_of_text))
+}
+
+/// Bytes of a refusal in plain text at most.
+const REFUSAL_MAX: usize = 16 << 10;
+
+async fn problem_of_text(response: Response) -> Response {
+    let text = |value: &axum::http::HeaderValue| value.as_bytes().starts_with(b"text/plain");
+    let plain = response.headers().get(header::CONTENT_TYPE).is_some_and(text);
+    if !plain || !response.status().is_client_error() {
+        return response;
+    }
+    let status = response.status();
+    let body = axum::body::to_bytes(response.into_body(), REFUSAL_MAX).await.unwrap_or_default();
+    let title = "the request cannot be read";
+    Problem::new(status, title).detail(String::from_utf8_lossy(&body).trim()).into_response()
+}
+
+/// Serves `router` on a unix socket. The socket of a killed daemon is replaced; that of a live one is refused. Requests
+/// that change something are logged with the peer's user and process. Unknown paths and methods are answered as
+/// [`Problem`]s.
+pub async fn serve_admin(socket: AdminSocket, router: Router) -> Result<Server, ServeError> {
+    let listener = bind(&socket).await?;
+    let router = answer_problems(router).layer(middleware::from_fn(audit));
     let service = router.into_make_service_with_connect_info::<Peer>();
     let task = tokio::spawn(async move {
         let _ = axum::serve(listener, service).await;
@@ -256,7 +277,14 @@ mod tests {
         let path = socket.path.clone();
         let who = async |ConnectInfo(peer): ConnectInfo<Peer>| format!("pid {:?}", peer.pid);
         let echo = async |JsonBody(value): JsonBody| value.to_string();
-        let router = || Router::new().route("/who", get(who)).route("/echo", axum::routing::post(echo));
+        let number = async |axum::extract::Path(number): axum::extract::Path<u8>| number.to_string();
+        let list = async |axum::extract::Query(words): axum::extract::Query<Vec<(String, u8)>>| {
+            words.len().to_string()
+        };
+        let router = || {
+            let router = Router::new().route("/who", get(who)).route("/echo", axum::routing::post(echo));
+            router.route("/number/{number}", get(number)).route("/list", get(list))
+        };
         let server = serve_admin(socket.clone(), router()).await.unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         let connect = async || UnixStream::connect(&path).await.unwrap();
@@ -269,6 +297,8 @@ mod tests {
             ("DELETE /who", "", "405"),
             ("POST /echo", "{", "400"),
             ("POST /echo", "\u{fffd}", "400"),
+            ("GET /number/x", "", "400"),
+            ("GET /list?a=x", "", "400"),
         ] {
             let answer = ask(line, body).await;
             assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{line}: {answer}");

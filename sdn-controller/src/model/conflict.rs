@@ -45,6 +45,14 @@ pub enum Conflict {
         /// Who names it.
         of: Subject,
     },
+    /// What is taken away is still named.
+    #[error("{of} needs {needed}")]
+    Needed {
+        /// What is named.
+        needed: Subject,
+        /// Who names it.
+        of: Subject,
+    },
     /// Something names what belongs to another tenant.
     #[error("{of} and {other} belong to different tenants")]
     Tenant {
@@ -106,8 +114,14 @@ impl Use {
     }
 }
 
+/// A thing of what is wanted; a [`Subject`] of it is made where it is part of a conflict.
+type Thing<'a> = (Kind, &'a str);
 /// A use of a port, by whom, and in which network.
-type PortUse<'a> = (Use, Subject, Option<&'a str>);
+type PortUse<'a> = (Use, Thing<'a>, Option<&'a str>);
+
+fn subject((kind, name): Thing<'_>) -> Subject {
+    Subject::new(kind, name)
+}
 
 #[derive(Default)]
 struct Search<'a> {
@@ -117,7 +131,7 @@ struct Search<'a> {
 
 impl<'a> Search<'a> {
     /// Notes a use of a port; `network` is the one it is a member of.
-    fn port(&mut self, dpid: Dpid, port: &'a PortRef, used: Use, of: Subject, network: Option<&'a str>) {
+    fn port(&mut self, dpid: Dpid, port: &'a PortRef, used: Use, of: Thing<'a>, network: Option<&'a str>) {
         let uses = self.ports.entry((dpid, port)).or_default();
         let clash = uses.iter().find(|(other, _, in_network)| {
             !used.agrees(*other) || in_network.is_some() && *in_network == network
@@ -126,8 +140,8 @@ impl<'a> Search<'a> {
             self.found.push(Conflict::Port {
                 place: Place { dpid, port: port.clone() },
                 other_use: other_use.word(),
-                other: other.clone(),
-                of: of.clone(),
+                other: subject(*other),
+                of: subject(of),
             });
         }
         uses.push((used, of, network));
@@ -135,25 +149,25 @@ impl<'a> Search<'a> {
 
     fn names<T>(
         &mut self,
-        of: &Subject,
+        of: Thing<'_>,
         kind: Kind,
         name: &str,
         map: &'a BTreeMap<String, T>,
     ) -> Option<&'a T> {
         let found = map.get(name);
         if found.is_none() {
-            self.found.push(Conflict::Missing { missing: Subject::new(kind, name), of: of.clone() });
+            self.found.push(Conflict::Missing { missing: Subject::new(kind, name), of: subject(of) });
         }
         found
     }
 
     /// ACLs of a tenant are for its networks alone.
-    fn acls(&mut self, desired: &'a Desired, of: &Subject, acls: &[String], tenant: Option<&str>) {
+    fn acls(&mut self, desired: &'a Desired, of: Thing<'_>, acls: &[String], tenant: Option<&str>) {
         for name in acls {
             let Some(acl) = self.names(of, Kind::Acl, name, &desired.acls) else { continue };
             if acl.tenant.is_some() && acl.tenant.as_deref() != tenant {
                 let other = Subject::new(Kind::Acl, name);
-                self.found.push(Conflict::Tenant { other, of: of.clone() });
+                self.found.push(Conflict::Tenant { other, of: subject(of) });
             }
         }
     }
@@ -175,26 +189,26 @@ impl<'a> Search<'a> {
     fn networks(&mut self, desired: &'a Desired) {
         for (name, acl) in &desired.acls {
             if let Some(tenant) = &acl.tenant {
-                self.names(&Subject::new(Kind::Acl, name), Kind::Tenant, tenant, &desired.tenants);
+                self.names((Kind::Acl, name), Kind::Tenant, tenant, &desired.tenants);
             }
         }
         for (name, network) in &desired.networks {
-            let of = Subject::new(Kind::Network, name);
+            let of = (Kind::Network, name.as_str());
             if let Some(tenant) = &network.tenant {
-                self.names(&of, Kind::Tenant, tenant, &desired.tenants);
+                self.names(of, Kind::Tenant, tenant, &desired.tenants);
             }
-            self.acls(desired, &of, &network.acls, network.tenant.as_deref());
+            self.acls(desired, of, &network.acls, network.tenant.as_deref());
             for port in &network.ports {
-                self.port(port.dpid, &port.port, Use::Member(port.mode), of.clone(), Some(name));
+                self.port(port.dpid, &port.port, Use::Member(port.mode), of, Some(name));
             }
         }
         for (name, attachment) in &desired.attachments {
-            let of = Subject::new(Kind::Attachment, name);
+            let of = (Kind::Attachment, name.as_str());
             let Place { dpid, port } = &attachment.place;
             let network = &attachment.network;
-            self.port(*dpid, port, Use::Member(attachment.mode), of.clone(), Some(network));
-            if let Some(network) = self.names(&of, Kind::Network, network, &desired.networks) {
-                self.acls(desired, &of, &attachment.acls, network.tenant.as_deref());
+            self.port(*dpid, port, Use::Member(attachment.mode), of, Some(network));
+            if let Some(network) = self.names(of, Kind::Network, network, &desired.networks) {
+                self.acls(desired, of, &attachment.acls, network.tenant.as_deref());
             }
         }
     }
@@ -202,38 +216,38 @@ impl<'a> Search<'a> {
     fn wiring(&mut self, desired: &'a Desired) {
         for (name, uplink) in &desired.uplinks {
             for end in [Some(&uplink.a), uplink.b.as_ref()].into_iter().flatten() {
-                self.port(end.dpid, &end.port, Use::Uplink, Subject::new(Kind::Uplink, name), Some(""));
+                self.port(end.dpid, &end.port, Use::Uplink, (Kind::Uplink, name), Some(""));
             }
         }
         for (name, chain) in &desired.chains {
-            let of = Subject::new(Kind::Chain, name);
-            self.names(&of, Kind::Network, &chain.network, &desired.networks);
+            let of = (Kind::Chain, name.as_str());
+            self.names(of, Kind::Network, &chain.network, &desired.networks);
             for inside in &chain.inside {
-                let attachment = self.names(&of, Kind::Attachment, inside, &desired.attachments);
+                let attachment = self.names(of, Kind::Attachment, inside, &desired.attachments);
                 let wrong = match attachment {
                     Some(a) if a.network != chain.network => "is in another network",
                     Some(a) if a.mode == PortMode::Trunk => "is a trunk port, and must be untagged",
                     _ => continue,
                 };
                 let what = format!("attachment {inside} {wrong}");
-                self.found.push(Conflict::Wrong { of: of.clone(), what });
+                self.found.push(Conflict::Wrong { of: subject(of), what });
             }
             for side in chain.hops.iter().flat_map(|hop| [&hop.inside, &hop.outside]) {
-                self.port(side.dpid, &side.port, Use::Member(PortMode::Access), of.clone(), None);
+                self.port(side.dpid, &side.port, Use::Member(PortMode::Access), of, None);
             }
         }
         let mut targets: HashMap<&Place, ()> = HashMap::new();
         for (name, mirror) in &desired.mirrors {
-            let of = Subject::new(Kind::Mirror, name);
+            let of = (Kind::Mirror, name.as_str());
             match &mirror.source {
                 MirrorSource::Network(network) => {
-                    self.names(&of, Kind::Network, network, &desired.networks);
+                    self.names(of, Kind::Network, network, &desired.networks);
                 }
                 MirrorSource::Attachment(attachment) => {
-                    let found = self.names(&of, Kind::Attachment, attachment, &desired.attachments);
+                    let found = self.names(of, Kind::Attachment, attachment, &desired.attachments);
                     if found.is_some_and(|found| found.place.dpid != mirror.to.dpid) {
                         let what = format!("attachment {attachment} is on another switch than its copies");
-                        self.found.push(Conflict::Wrong { of: of.clone(), what });
+                        self.found.push(Conflict::Wrong { of: subject(of), what });
                     }
                 }
             }

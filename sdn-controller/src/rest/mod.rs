@@ -54,16 +54,7 @@ pub fn router(controller: Arc<Controller>) -> Router {
         let path = format!("/v1/{}", kind.plural());
         router = router.route(&path, many).route(&format!("{path}/{{name}}"), one);
     }
-    router
-        .merge(page::routes())
-        .merge(stats::routes())
-        .fallback(async |request: Request| {
-            Problem::not_found(format!("there is no {}", request.uri().path()))
-        })
-        .method_not_allowed_fallback(async |request: Request| {
-            let title = format!("{} does not take {}", request.uri().path(), request.method());
-            Problem::new(StatusCode::METHOD_NOT_ALLOWED, title)
-        })
+    telemetry::http::answer_problems(router.merge(page::routes()).merge(stats::routes()))
         .layer(middleware::from_fn(permit))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .layer(middleware::from_fn_with_state(controller.clone(), count))
