@@ -290,8 +290,15 @@ impl Fabric {
             Switches::Sluice { namespace, daemons } => {
                 let count = |dpid: &u64| {
                     let server: SocketAddr = Sluice::metrics(*dpid).parse().unwrap();
-                    let metrics = namespace.enter(|| Metrics::scrape(server)).unwrap().unwrap();
-                    metrics.sum("sluice_openflow_flow_mods_total", &[]).unwrap_or(0.0) as u64
+                    let scrape = || namespace.enter(|| Metrics::scrape(server)).unwrap().unwrap();
+                    // The switch writes its figures down from time to time, all at once: when it has done so again, they
+                    // are of now. A question of ours changes one of them.
+                    let labels = [("direction", "received")];
+                    let asked = || scrape().sum("sluice_openflow_messages_total", &labels).unwrap_or(0.0);
+                    let before = asked();
+                    self.ofctl("get-frags", *dpid, &[]);
+                    assert!(holds_within(PATIENCE, || asked() > before), "switch {dpid} counts");
+                    scrape().sum("sluice_openflow_flow_mods_total", &[]).unwrap_or(0.0) as u64
                 };
                 daemons.keys().map(count).sum()
             }

@@ -1,6 +1,8 @@
 //! What networks promise to those in them, on Open vSwitch and on our switch: two switches with a trunk, hosts around
 //! them, real frames.
 
+#![allow(clippy::print_stdout, reason = "figures for who asks for them")]
+
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -409,6 +411,9 @@ fn rates(fabric: &Fabric, hosts: &[Host]) {
         let burst = f64::from((average / 10).max(32));
         let expected = (f64::from(average) * lasted + burst) * 1024.0 / BYTES as f64;
         let share = delivered as f64 / expected;
+        println!(
+            "{average} KiB/s over {lasted:.2} s: {delivered} of {sent} frames passed, {share:.3} of the limit"
+        );
         assert!(
             (0.7..1.3).contains(&share),
             "{average} KiB/s: {delivered} frames passed, {expected:.0} expected"
