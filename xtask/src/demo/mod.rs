@@ -2,6 +2,7 @@
 
 mod report;
 mod stage;
+mod tiers;
 mod trials;
 
 use std::path::{Path, PathBuf};

@@ -8,6 +8,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::stage::{NETWORKS, network};
+use super::tiers::TierResult;
 use super::trials::Ping;
 
 /// Port number of the guest that a reader may attach.
@@ -81,6 +82,8 @@ pub struct Report {
     pub accelerator: &'static str,
     /// One disk a guest.
     pub disks: Vec<DiskResult>,
+    /// The tiered volume.
+    pub tiers: TierResult,
     /// The network.
     pub network: NetworkResult,
     /// Metrics of storage daemon, switch and controller.
@@ -96,7 +99,7 @@ pub struct Report {
 impl Report {
     /// Whether everything was as it should be.
     pub fn passed(&self) -> bool {
-        self.disks.iter().all(DiskResult::passed) && self.network.passed()
+        self.disks.iter().all(DiskResult::passed) && self.tiers.passed() && self.network.passed()
     }
 
     /// The report as one object.
@@ -107,6 +110,7 @@ impl Report {
             "accelerator": self.accelerator,
             "seconds": self.seconds,
             "disks": self.disks,
+            "tiers": self.tiers,
             "network": self.network,
             "addresses": {
                 "blk_metrics": blk,
@@ -144,6 +148,17 @@ impl std::fmt::Display for Report {
             ]);
         }
         writeln!(f, "{disks}")?;
+        let tiers = &self.tiers;
+        let mut table = Table::new();
+        table.load_style(presets::UTF8_FULL_CONDENSED).set_header(["tiered volume", "result", ""]);
+        let shares: Vec<_> = tiers.hit_ratios.iter().map(|ratio| format!("{:.0} %", ratio * 100.0)).collect();
+        let image = format!("{} MiB, imported from qcow2", tiers.image_mib);
+        let promoted = format!("{}, {} units promoted", shares.join(", then "), tiers.promotions);
+        table.add_row(["golden image and its clone".into(), image, word(tiers.intact)]);
+        table.add_row(["reads from the fast tier".into(), promoted, word(tiers.warmed())]);
+        let wrote = "stays as it was when the clone is written".to_string();
+        table.add_row(["the golden image".into(), wrote, word(tiers.golden)]);
+        writeln!(f, "{table}")?;
         let net = &self.network;
         let mut table = Table::new();
         table.load_style(presets::UTF8_FULL_CONDENSED).set_header(["network", "result", ""]);
@@ -176,7 +191,15 @@ impl LeftRunning {
         let ids: Vec<_> = self.processes.iter().map(u32::to_string).collect();
         writeln!(f, "\n\nEverything is still running. To look at it:")?;
         writeln!(f, "  export SLUICE_RUN_DIR={}", self.run_directory.display())?;
-        for command in ["volume list", "port list", "fdb show", "flow show", "net list", "switch list"] {
+        for command in [
+            "volume list",
+            "pool show pool0",
+            "port list",
+            "fdb show",
+            "flow show",
+            "net list",
+            "switch list",
+        ] {
             writeln!(f, "  {program} {command}")?;
         }
         writeln!(f, "  curl http://{rest}/v1/switches")?;

@@ -7,6 +7,7 @@ use hyper::Method;
 use serde_json::{Value, json};
 
 use super::report::LeftRunning;
+use super::tiers;
 use crate::image::Image;
 use crate::lab::qemu::{Accelerator, GuestSpec};
 use crate::lab::{Daemon, Guest, Site, guest, http, wait_for};
@@ -65,6 +66,7 @@ impl Stage {
         stage.make_ports(progress)?;
         stage.make_networks(progress)?;
         stage.make_disks(progress)?;
+        tiers::make(&stage.site, progress)?;
         stage.boot(progress)?;
         Ok(stage)
     }
@@ -113,11 +115,12 @@ impl Stage {
     }
 
     fn spec(&self, number: u8, name: &str) -> GuestSpec {
-        GuestSpec::new(name, &self.image, self.accelerator).disk(&self.site.socket(&volume(name)), 1).nic(
-            &self.site.socket(&port(name)),
-            false,
-            &format!("52:54:00:00:00:{number:02x}"),
-        )
+        let mac = format!("52:54:00:00:00:{number:02x}");
+        let spec = GuestSpec::new(name, &self.image, self.accelerator)
+            .disk(&self.site.socket(&volume(name)), 1)
+            .nic(&self.site.socket(&port(name)), false, &mac);
+        // The first guest has the clone, too.
+        if number == 1 { spec.disk(&self.site.socket(tiers::CLONE), 1) } else { spec }
     }
 
     /// Ends everything in order; an unwilling daemon is an error.

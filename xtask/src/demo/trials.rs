@@ -6,6 +6,7 @@ use anyhow::Context as _;
 
 use super::report::{DiskResult, NetworkResult, Report};
 use super::stage::{GUESTS, NETWORKS, Stage, volume};
+use super::tiers;
 use crate::lab::Guest;
 use crate::progress::Progress;
 
@@ -27,15 +28,18 @@ fn disk_script() -> String {
     )
 }
 
-/// Tries disks, then networks.
+/// Tries disks, the tiered volume, then networks.
 pub fn run(stage: &mut Stage, progress: &Progress) -> anyhow::Result<Report> {
     progress.note("the guests make file systems, write and verify");
     let disks = disks(stage)?;
+    progress.note("the first guest reads from a clone of the golden image");
+    let tiers = tiers::run(stage, progress)?;
     progress.note("the guests talk to each other");
     let network = network(stage, progress)?;
     Ok(Report {
         accelerator: stage.accelerator.name(),
         disks,
+        tiers,
         network,
         metrics: [&stage.blk, &stage.switch, &stage.controller].map(|daemon| daemon.metrics_address()),
         rest: stage.rest,
