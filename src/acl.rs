@@ -6,10 +6,11 @@ use clap::Subcommand;
 use hyper::Method;
 use serde_json::{Value, json};
 
-use crate::client::{self, ControllerAt};
+use crate::client;
 use crate::controller::{DryRun, Look, read_document};
 use crate::net::change;
 use crate::output;
+use crate::remote::ControllerAt;
 
 /// Arguments of `sluice acl`.
 #[derive(clap::Args)]

@@ -14,6 +14,8 @@ use telemetry::Problem;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::remote::Remote;
+
 /// How long a command waits for a daemon that is still starting.
 const STARTING_PATIENCE: Duration = Duration::from_secs(10);
 /// How often it asks.
@@ -107,29 +109,12 @@ impl SocketFlags {
     }
 }
 
-/// Where the controller is.
-#[derive(clap::Args)]
-pub struct ControllerAt {
-    /// REST address of the controller, such as 127.0.0.1:8080 [default: its socket in --run-dir]
-    #[arg(long = "controller", env = "SLUICE_CONTROLLER", value_name = "ADDRESS:PORT")]
-    address: Option<String>,
-    #[command(flatten)]
-    run_dir: RunDir,
-}
-
-impl ControllerAt {
-    /// Asks or tells the controller.
-    pub fn request(&self, method: Method, path: &str, body: Option<&Value>) -> anyhow::Result<Value> {
-        match &self.address {
-            Some(address) => request_at(&Endpoint::Tcp(address.clone()), method, path, body),
-            None => request(&self.run_dir.admin_socket("controller"), method, path, body),
-        }
-    }
-}
-
-enum Endpoint {
+/// Where a daemon answers.
+pub enum Endpoint {
+    /// At its socket.
     Unix(PathBuf),
-    Tcp(String),
+    /// Elsewhere.
+    Remote(Remote),
 }
 
 /// A daemon refused what was asked.
@@ -216,7 +201,8 @@ pub fn request(socket: &Path, method: Method, path: &str, body: Option<&Value>) 
     request_at(&Endpoint::Unix(socket.to_owned()), method, path, body)
 }
 
-fn request_at(
+/// Sends one request and returns the answer's JSON (null when it has no body).
+pub fn request_at(
     endpoint: &Endpoint,
     method: Method,
     path: &str,
@@ -320,20 +306,29 @@ async fn send(
                     socket.display()
                 )
             })?;
-            send_over(stream, "localhost", method, path, body).await
+            send_over(stream, ("localhost", None), method, path, body).await
         }
-        Endpoint::Tcp(address) => {
-            let stream = tokio::net::TcpStream::connect(address).await.with_context(|| {
-                format!("no controller answers at {address}; is --controller (SLUICE_CONTROLLER) right?")
+        Endpoint::Remote(remote) => {
+            let Remote { authority, tls, base, token } = remote;
+            let stream = tokio::net::TcpStream::connect(authority).await.with_context(|| {
+                format!("no controller answers at {authority}; is --url (SLUICE_URL) or --controller right?")
             })?;
-            send_over(stream, address, method, path, body).await
+            let (path, who) = (format!("{base}{path}"), (authority.as_str(), token.as_deref()));
+            let Some((name, config)) = tls else { return send_over(stream, who, method, &path, body).await };
+            let connector = tokio_rustls::TlsConnector::from(config.clone());
+            let stream = connector.connect(name.clone(), stream).await.with_context(|| {
+                format!(
+                    "{authority} is not the controller that it should be; is --cacert (SLUICE_CACERT) right?"
+                )
+            })?;
+            send_over(stream, who, method, &path, body).await
         }
     }
 }
 
 async fn send_over(
     stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
-    host: &str,
+    (host, token): (&str, Option<&str>),
     method: Method,
     path: &str,
     body: Option<&Value>,
@@ -341,12 +336,15 @@ async fn send_over(
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);
     let bytes = body.map(Value::to_string).unwrap_or_default();
-    let request = Request::builder()
+    let mut request = Request::builder()
         .method(method)
         .uri(path)
         .header("host", host)
-        .header("content-type", "application/json")
-        .body(Full::new(Bytes::from(bytes)))?;
+        .header("content-type", "application/json");
+    if let Some(token) = token {
+        request = request.header("authorization", format!("Bearer {token}"));
+    }
+    let request = request.body(Full::new(Bytes::from(bytes)))?;
     let answer = sender.send_request(request).await?;
     let status = answer.status();
     if !status.is_success() {

@@ -1,18 +1,15 @@
 //! The `controller` commands.
 
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use hyper::Method;
-use sdn_controller::DaemonConfig;
-use sdn_controller::controller::Options;
-use sdn_controller::datapath::Foreign;
-use sdn_controller::model::VlanRange;
+use sdn_controller::DaemonError;
 use serde_json::{Value, json};
 
-use crate::client::ControllerAt;
+use crate::client;
+use crate::controller_settings::Settable;
 use crate::output::{self, BadInput, Style};
-use crate::settings::Settings;
+use crate::remote::ControllerAt;
 
 /// Arguments of `sluice controller`.
 #[derive(clap::Args)]
@@ -29,6 +26,11 @@ enum Verb {
     Check(Box<Settable>),
     /// Make everything as in a file, all of it or nothing
     Apply(Apply),
+    /// Tokens of those who ask from elsewhere
+    Token {
+        #[command(subcommand)]
+        verb: TokenVerb,
+    },
     /// Print everything that is wanted, as `apply` takes it
     Export {
         #[command(flatten)]
@@ -36,6 +38,35 @@ enum Verb {
         /// How to print
         #[arg(short, long, value_enum, default_value = "yaml")]
         output: Style,
+    },
+}
+
+#[derive(clap::Subcommand)]
+enum TokenVerb {
+    /// Make a token and print it: it is told this once
+    Create {
+        /// Name, for the audit log
+        name: String,
+        /// What its bearer may do: read, operate or admin
+        #[arg(long)]
+        role: String,
+        /// Tenant that its bearer is confined to
+        #[arg(long)]
+        tenant: Option<String>,
+        #[command(flatten)]
+        at: ControllerAt,
+    },
+    /// List the tokens
+    List {
+        #[command(flatten)]
+        look: Look,
+    },
+    /// End a token
+    Delete {
+        /// Its name
+        name: String,
+        #[command(flatten)]
+        at: ControllerAt,
     },
 }
 
@@ -144,97 +175,34 @@ fn apply(args: &Apply) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Settings of the daemon; each is also a key of the file given by --config, where a flag wins.
-#[derive(clap::Args)]
-struct Settable {
-    /// TOML file with settings
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// Directory of the desired state
-    #[arg(long, value_name = "DIR", help_heading = "Settings")]
-    state_dir: Option<PathBuf>,
-    /// Where switches connect, default tcp:127.0.0.1:6653
-    #[arg(long, value_name = "tcp:ADDRESS:PORT", help_heading = "Settings")]
-    openflow: Option<String>,
-    /// Where REST is served, default 127.0.0.1:8080
-    #[arg(long, value_name = "ADDRESS:PORT", help_heading = "Settings")]
-    rest: Option<String>,
-    /// Directory of the daemon's socket, default /run/sluice
-    #[arg(long, value_name = "DIR", help_heading = "Settings")]
-    run_dir: Option<PathBuf>,
-    /// VLAN ids that the controller may choose for networks that name none, default 2000-3999
-    #[arg(long, value_name = "FIRST-LAST", help_heading = "Settings")]
-    vlan_range: Option<String>,
-    /// What to do with flow entries of others when a switch connects: keep (default) or remove
-    #[arg(long, value_name = "keep|remove", help_heading = "Settings")]
-    foreign_flows: Option<String>,
-    /// Where Prometheus metrics are served, default nowhere
-    #[arg(long, value_name = "ADDRESS:PORT", help_heading = "Settings")]
-    metrics: Option<String>,
-}
-
-impl Settable {
-    /// The settings, or everything that is wrong with them.
-    fn resolve(&self) -> anyhow::Result<DaemonConfig> {
-        let mut settings = Settings::read(self.config.as_deref());
-        let address = "give an address and a port, such as 127.0.0.1:8080";
-        let state_dir = settings.path("state_dir", self.state_dir.as_deref());
-        let openflow = settings.get(
-            "openflow",
-            self.openflow.as_deref(),
-            "give tcp:ADDRESS:PORT, such as tcp:127.0.0.1:6653",
-            |text| {
-                let address = text.strip_prefix("tcp:").ok_or("does not begin with tcp:")?;
-                address.parse::<SocketAddr>().map_err(|error| error.to_string())
-            },
-        );
-        let rest = settings.parsed::<SocketAddr>("rest", self.rest.as_deref(), address);
-        let metrics = settings.parsed::<SocketAddr>("metrics", self.metrics.as_deref(), address);
-        // Until REST knows who asks, nobody else's host may ask.
-        if let Some(rest) = rest.filter(|rest| !rest.ip().is_loopback()) {
-            let remedy = "listen on a loopback address and put a proxy that authenticates in front";
-            settings.refuse(
-                "rest",
-                &rest.to_string(),
-                "is reachable by other hosts without a password",
-                remedy,
-            );
+fn token(verb: TokenVerb) -> anyhow::Result<()> {
+    const TOKENS: &str = "/v1/tokens";
+    match verb {
+        TokenVerb::Create { name, role, tenant, at } => {
+            let mut body = json!({"name": name, "role": role});
+            if let Some(tenant) = tenant {
+                body["tenant"] = json!(tenant);
+            }
+            let made = at.request(Method::POST, TOKENS, Some(&body))?;
+            output::line(output::text(&made["token"]));
+            Ok(())
         }
-        let run_dir = settings.path("run_dir", self.run_dir.as_deref());
-        let vlans = settings.get(
-            "vlan_range",
-            self.vlan_range.as_deref(),
-            "give two VLAN ids, such as 2000-3999",
-            |text| {
-                let numbers = text
-                    .split_once('-')
-                    .and_then(|(first, last)| Some((first.parse().ok()?, last.parse().ok()?)));
-                match numbers {
-                    Some((first, last)) if 1 <= first && first <= last && last <= 4094 => {
-                        Ok(VlanRange { first, last })
-                    }
-                    _ => Err("is no range of VLAN ids".to_owned()),
-                }
-            },
-        );
-        let foreign =
-            settings.get("foreign_flows", self.foreign_flows.as_deref(), "give keep or remove", |text| {
-                match text {
-                    "keep" => Ok(Foreign::Keep),
-                    "remove" => Ok(Foreign::Remove),
-                    _ => Err("is neither".to_owned()),
-                }
-            });
-        settings.finish()?;
-        Ok(DaemonConfig {
-            socket_needed: run_dir.is_some(),
-            run_dir: run_dir.unwrap_or_else(|| PathBuf::from("/run/sluice")),
-            state_dir: state_dir.unwrap_or_else(|| PathBuf::from("/var/lib/sluice/controller")),
-            openflow: openflow.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 6653))),
-            rest: rest.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 8080))),
-            metrics,
-            options: Options { vlans: vlans.unwrap_or_default(), foreign: foreign.unwrap_or_default() },
-        })
+        TokenVerb::List { look: Look { at, output } } => {
+            let tokens = at.request(Method::GET, TOKENS, None)?;
+            output.print(&tokens["tokens"], |tokens| {
+                let rows = tokens
+                    .as_array()
+                    .into_iter()
+                    .flatten()
+                    .map(|token| ["name", "role", "tenant"].map(|key| output::text(&token[key])));
+                output::table(["NAME", "ROLE", "TENANT"], rows);
+            })
+        }
+        TokenVerb::Delete { name, at } => {
+            at.request(Method::DELETE, &client::path(TOKENS, &name), None)?;
+            output::line(format_args!("token {name} is deleted"));
+            Ok(())
+        }
     }
 }
 
@@ -244,7 +212,11 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         Verb::Run(options) => {
             let config = options.resolve()?;
             telemetry::logs::init(telemetry::logs::Format::Text);
-            Ok(sdn_controller::run(config)?)
+            match sdn_controller::run(config) {
+                // Settings again, though it takes the store to see it.
+                Err(error @ DaemonError::Nobody { .. }) => Err(BadInput(error.to_string()).into()),
+                result => Ok(result?),
+            }
         }
         Verb::Check(options) => {
             options.resolve()?;
@@ -252,6 +224,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             Ok(())
         }
         Verb::Apply(args) => apply(&args),
+        Verb::Token { verb } => token(verb),
         Verb::Export { at, output } => {
             let document = at.request(Method::GET, "/v1/document", None)?;
             output.print(&document, output::json)

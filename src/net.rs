@@ -4,9 +4,10 @@ use clap::Subcommand;
 use hyper::Method;
 use serde_json::{Map, Value, json};
 
-use crate::client::{self, ControllerAt, number};
+use crate::client::{self, number};
 use crate::controller::{DryRun, Look};
 use crate::output;
+use crate::remote::ControllerAt;
 
 /// Arguments of `sluice net`.
 #[derive(clap::Args)]

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use telemetry::RateLimited;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::auth::Identity;
+use crate::auth::{self, Grant, Identity, Token, Tokens};
 use crate::datapath::{Answer, AskError, Foreign, Happening, Refusal, Status};
 use crate::edit::{self, Edit, Preview, SwitchPreview};
 use crate::events::{Events, now_ms};
@@ -145,6 +145,31 @@ pub enum ChangeError {
     Store(#[from] StoreError),
 }
 
+/// Why a token was not made or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenChangeError {
+    /// It could not be made.
+    #[error(transparent)]
+    Token(#[from] auth::TokenError),
+    /// The store failed; everything is as before.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl ChangeError {
+    /// The same for `who`: those confined to a tenant are not told what belongs to whom.
+    pub fn hidden_from(self, who: &Identity) -> ChangeError {
+        let Some(tenant) = &who.tenant else { return self };
+        match self {
+            ChangeError::Conflicts(list) => {
+                let hidden = |conflict: Conflict| conflict.hidden_from(tenant);
+                ChangeError::Conflicts(list.into_iter().map(hidden).collect())
+            }
+            other => other,
+        }
+    }
+}
+
 /// What the controller is told when it starts.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Options {
@@ -168,6 +193,7 @@ pub struct Controller {
     store: tokio::sync::Mutex<Arc<Store>>,
     sessions: Mutex<HashMap<Dpid, Arc<SwitchEntry>>>,
     events: Events,
+    tokens: Tokens,
     metrics: Arc<Metrics>,
     limited: RateLimited,
     options: Options,
@@ -197,6 +223,7 @@ impl Controller {
             store: tokio::sync::Mutex::new(Arc::new(store)),
             sessions: Mutex::default(),
             events: Events::default(),
+            tokens: Tokens::default(),
             metrics: Arc::new(metrics),
             limited: RateLimited::per_minute(),
             options,
@@ -230,6 +257,68 @@ impl Controller {
     /// What happens.
     pub fn events(&self) -> &Events {
         &self.events
+    }
+
+    /// The tokens of those who ask.
+    pub fn tokens(&self) -> &Tokens {
+        &self.tokens
+    }
+
+    /// Makes a token and tells its text, this once; `None`: there is one of this name.
+    ///
+    /// # Errors
+    /// The host has no randomness, or it cannot be stored.
+    pub async fn make_token(
+        &self,
+        who: &Identity,
+        name: &str,
+        grant: Grant,
+    ) -> Result<Option<String>, TokenChangeError> {
+        let Grant { role, tenant } = grant;
+        let token = Token { name: name.to_owned(), role, tenant, created_ms: now_ms() };
+        let (text, digest) = auth::new_token()?;
+        let row = auth::stored_token(&token, &digest);
+        let store = self.store.lock().await;
+        if self.tokens.list().contains_key(name) {
+            return Ok(None);
+        }
+        let after = json!({"role": token.role, "tenant": token.tenant});
+        self.note_token(&store, who, ("make", name), Some(row), after).await?;
+        self.tokens.insert(digest, token);
+        Ok(Some(text))
+    }
+
+    /// Ends a token; false: there is none of this name.
+    ///
+    /// # Errors
+    /// It cannot be stored; then it is still good.
+    pub async fn delete_token(&self, who: &Identity, name: &str) -> Result<bool, TokenChangeError> {
+        let store = self.store.lock().await;
+        if !self.tokens.list().contains_key(name) {
+            return Ok(false);
+        }
+        self.note_token(&store, who, ("delete", name), None, Value::Null).await?;
+        self.tokens.remove(name);
+        Ok(true)
+    }
+
+    async fn note_token(
+        &self,
+        store: &Arc<Store>,
+        who: &Identity,
+        (action, name): (&str, &str),
+        row: Option<Value>,
+        after: Value,
+    ) -> Result<(), TokenChangeError> {
+        let record = json!({
+            "time_ms": now_ms(), "who": who.name, "from": who.from, "action": action, "kind": "token", "name": name,
+            "before": null, "after": after,
+        });
+        let (writer, kept, name) = (store.clone(), record.clone(), name.to_owned());
+        let written = tokio::task::spawn_blocking(move || writer.set_user(&name, row.as_ref(), &kept));
+        written.await.expect("storing does not panic")?;
+        self.events.tell("change", None, record);
+        Ok(())
     }
 
     /// The brake for log lines that a switch could repeat.

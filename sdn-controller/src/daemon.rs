@@ -11,9 +11,10 @@ use telemetry::{HostError, Registry, StopSignals, notify_ready, notify_stopping}
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
-use crate::auth::Identity;
+use crate::auth::TokenError;
 use crate::controller::{Controller, Options};
 use crate::metrics::Metrics;
+use crate::rest::RestConfig;
 use crate::store::{Store, StoreError};
 use crate::{rest, session};
 
@@ -24,7 +25,7 @@ const CONNECTIONS_MAX: usize = 1024;
 const STOP_LIMIT: Duration = Duration::from_secs(7);
 
 /// What the daemon needs to know.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, Debug)]
 pub struct DaemonConfig {
     /// Directory of the desired state.
     pub state_dir: PathBuf,
@@ -34,8 +35,8 @@ pub struct DaemonConfig {
     pub socket_needed: bool,
     /// Where switches connect.
     pub openflow: SocketAddr,
-    /// Where REST is served.
-    pub rest: SocketAddr,
+    /// Where REST is served, and to whom.
+    pub rest: RestConfig,
     /// Where metrics are served, if anywhere.
     pub metrics: Option<SocketAddr>,
     /// What the controller does by itself.
@@ -63,6 +64,19 @@ pub enum DaemonError {
     /// The store in it.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// A token in the store.
+    #[error(transparent)]
+    Token(#[from] TokenError),
+    /// Other hosts can reach REST, and nobody could be let in.
+    #[error(
+        "REST at {address} is for other hosts, and there is neither a token nor a client certificate that would let \
+         anybody in; make a token first (`sluice controller run` with --rest 127.0.0.1:8080, then `sluice controller \
+         token create NAME --role admin`), or give rest_ca and rest_clients"
+    )]
+    Nobody {
+        /// The address.
+        address: SocketAddr,
+    },
     /// The metrics server.
     #[error(transparent)]
     Metrics(#[from] telemetry::http::ServeError),
@@ -96,10 +110,16 @@ async fn serve(config: DaemonConfig) -> Result<(), DaemonError> {
     let mut signals = StopSignals::listen()?;
     let state = StateDir::open(&config.state_dir)?;
     let (store, desired) = Store::open(state.path())?;
-    let openflow = listen(config.openflow, "switches", "--openflow").await?;
-    let rest = listen(config.rest, "REST", "--rest").await?;
     let registry = Registry::new();
+    let users = store.users()?;
     let controller = Controller::new(store, desired, Metrics::new(&registry), config.options);
+    controller.tokens().load(users)?;
+    let address = config.rest.address;
+    if !address.ip().is_loopback() && controller.tokens().is_empty() && config.rest.clients.is_empty() {
+        return Err(DaemonError::Nobody { address });
+    }
+    let openflow = listen(config.openflow, "switches", "--openflow").await?;
+    let rest = listen(address, "REST", "--rest").await?;
     let _metrics = match config.metrics {
         Some(address) => Some(telemetry::http::serve_metrics(address, registry).await?),
         None => None,
@@ -107,7 +127,8 @@ async fn serve(config: DaemonConfig) -> Result<(), DaemonError> {
     let desired = controller.desired();
     tracing::info!(
         openflow = %config.openflow,
-        rest = %config.rest,
+        rest = %address,
+        tls = config.rest.tls.is_some(),
         networks = desired.networks.len(),
         flows = desired.flows.len(),
         "controller runs"
@@ -116,7 +137,6 @@ async fn serve(config: DaemonConfig) -> Result<(), DaemonError> {
     let switches = tokio::spawn(accept(openflow, controller.clone()));
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let stopped = async { drop(stopped.await) };
-    let local = Identity::local("local", config.rest.to_string());
     let _socket = match rest::serve_socket(&config.run_dir, controller.clone()).await {
         Ok(socket) => Some(socket),
         Err(error) if config.socket_needed => return Err(error.into()),
@@ -125,8 +145,7 @@ async fn serve(config: DaemonConfig) -> Result<(), DaemonError> {
             None
         }
     };
-    let router = rest::router(controller).layer(axum::Extension(local));
-    let mut served = tokio::spawn(axum::serve(rest, router).with_graceful_shutdown(stopped).into_future());
+    let mut served = tokio::spawn(rest::serve_tcp(rest, config.rest, controller, stopped));
     tokio::select! {
         () = signals.received() => {}
         ended = &mut served => return ended.map_err(io::Error::other).flatten().map_err(DaemonError::Rest),

@@ -3,6 +3,8 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::path::Path;
+use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -12,6 +14,7 @@ use tests::frontend::PATIENCE;
 use tests::{binary, holds_within};
 use xtask::lab::Daemon;
 use xtask::lab::http::{self, Answer};
+use xtask::lab::process::{Lifetime, Process};
 
 /// A controller with directories of its own.
 struct Bed {
@@ -188,6 +191,14 @@ fn every_other_kind(bed: &Bed) {
         let route = format!("/v1/switches/{{dpid}}/{path}");
         bed.check(&get, (&route, &format!("/v1/switches/1/{path}")), None, 404);
     }
+    bed.check(&get, ("/v1/whoami", "/v1/whoami"), None, 200);
+    let (tokens, token) = ("/v1/tokens", "/v1/tokens/{name}");
+    let wanted = json!({"name": "ci", "role": "read"});
+    bed.check(&Method::POST, (tokens, tokens), Some(&wanted), 201);
+    bed.check(&Method::POST, (tokens, tokens), Some(&wanted), 409);
+    assert_eq!(bed.check(&get, (tokens, tokens), None, 200)["tokens"][0]["name"], "ci");
+    bed.check(&delete, (token, "/v1/tokens/ci"), None, 200);
+    bed.check(&delete, (token, "/v1/tokens/ci"), None, 404);
     // Events have no end; that they come is the page's test.
     bed.tried.lock().unwrap().insert(("/v1/events".into(), "get".into()));
 }
@@ -211,6 +222,85 @@ fn settings_are_checked_whole_and_nothing_is_started() {
     for part in ["restt", "6653", "0.0.0.0:8080", "here"] {
         assert!(said.contains(part), "`{part}` is not in:\n{said}");
     }
+}
+
+fn openssl(dir: &Path, arguments: &str) {
+    let output = Command::new("openssl").args(arguments.split(' ')).current_dir(dir).output();
+    let output = output.expect("openssl is there: it is in the package of this name");
+    assert!(output.status.success(), "openssl {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// What an operator does to reach the controller from another host.
+#[test]
+fn the_command_line_over_https_with_a_token_and_with_a_certificate() {
+    let dir = tempfile::tempdir().unwrap();
+    let site = binary::site(dir.path());
+    let new = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2";
+    openssl(dir.path(), &format!("{new} -subj /CN=authority -keyout ca.key -out ca.pem"));
+    for name in ["localhost", "alice"] {
+        let signed = "-CA ca.pem -CAkey ca.key -addext basicConstraints=critical,CA:FALSE";
+        let names = "-addext subjectAltName=DNS:localhost";
+        openssl(
+            dir.path(),
+            &format!("{new} {signed} {names} -subj /CN={name} -keyout {name}.key -out {name}.pem"),
+        );
+    }
+    let file = |name: &str| dir.path().join(name).display().to_string();
+    let (key, cert, ca) = (file("localhost.key"), file("localhost.pem"), file("ca.pem"));
+    let address = xtask::lab::daemons::free_address(0).unwrap();
+    let openflow = format!("tcp:{}", xtask::lab::daemons::free_address(0).unwrap());
+    let (state, run) = (file("state"), file("run"));
+    let daemon = |rest: &str, more: &[&str]| {
+        let mut args =
+            vec!["controller", "run", "--state-dir", &state, "--run-dir", &run, "--openflow", &openflow];
+        args.extend(["--rest", rest, "--rest-key", &key, "--rest-cert", &cert]);
+        args.extend(more);
+        site.command(&args)
+    };
+
+    // For other hosts, and nobody could be let in: it does not even start.
+    let refused = daemon("0.0.0.0:0", &[]).output().unwrap();
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(2), "{said}");
+    assert!(said.contains("controller token create"), "{said}");
+
+    let clients = ["--rest-ca", &ca, "--rest-clients", "alice=admin"];
+    let command = daemon(&address.to_string(), &clients);
+    let _daemon = Process::start("controller", &command, &dir.path().join("log"), Lifetime::Ours).unwrap();
+    let sluice = |args: &[&str]| {
+        let output = site.command(args).output().unwrap();
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.code(), String::from_utf8_lossy(&text).into_owned())
+    };
+    let create = ["controller", "token", "create", "ci", "--role", "operate", "--run-dir", &run];
+    assert!(holds_within(PATIENCE, || sluice(&["net", "list", "--run-dir", &run]).0 == Some(0)));
+    let (code, token) = sluice(&create);
+    assert_eq!(code, Some(0), "{token}");
+    std::fs::write(file("token"), &token).unwrap();
+    let url = format!("https://localhost:{}", address.port());
+    let there = |what: &[&'static str], who: &[&str]| {
+        let at = ["--url", &url, "--cacert", &ca];
+        sluice(&what.iter().copied().chain(at).chain(who.iter().copied()).collect::<Vec<_>>())
+    };
+    let by_token = ["--token-file", &file("token")];
+    let (code, said) = there(&["net", "create", "red", "--vlan", "10"], &by_token);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(there(&["net", "list"], &["--token", token.trim()]).1.contains("red"));
+    let (code, said) = there(&["controller", "token", "list"], &by_token);
+    assert_eq!(code, Some(2), "it is the administrator's: {said}");
+    let (alice_cert, alice_key) = (file("alice.pem"), file("alice.key"));
+    let certified = ["--cert", alice_cert.as_str(), "--key", &alice_key];
+    let (code, said) = there(&["controller", "token", "list"], &certified);
+    assert!(code == Some(0) && said.contains("operate"), "{said}");
+    assert_eq!(there(&["net", "list"], &[]).0, Some(2), "nobody");
+    assert_eq!(there(&["net", "list"], &["--token", "x"]).0, Some(2), "a wrong token");
+    assert_eq!(there(&["controller", "token", "delete", "ci"], &certified).0, Some(0));
+    assert_eq!(there(&["net", "list"], &by_token).0, Some(2), "a token that is ended");
+    // A server that somebody else signed, and a token that everybody could read on its way.
+    let (code, said) = sluice(&["net", "list", "--url", &url, "--token", "x"]);
+    assert!(code == Some(1) && said.contains("--cacert"), "{said}");
+    let (code, said) = sluice(&["net", "list", "--url", "http://192.0.2.1", "--token", "x"]);
+    assert!(code == Some(2) && said.contains("show the token"), "{said}");
 }
 
 /// Flows that one thread writes again and again, each with the number of the write as its priority.

@@ -1,9 +1,11 @@
-//! TLS 1.2 and 1.3 with certificates of one's own authority, both ends known to each other: the files, checked, and the
-//! settings of both ends.
+//! TLS 1.2 and 1.3: the files, checked, and the settings of both ends.
 //!
-//! Only the chain counts: the peer's certificate has to be signed by the given authority and be valid now. Its name
-//! is not compared with anything, because the tools that make such certificates (`ovs-pki`) put no host name into them:
-//! the authority signs nobody else.
+//! [`Tls`] is for ends that know each other (OpenFlow). Only the chain counts there: the peer's certificate has to be
+//! signed by the given authority and be valid now. Its name is not compared with anything, because the tools that make
+//! such certificates (`ovs-pki`) put no host name into them: the authority signs nobody else.
+//!
+//! [`https_server`] and [`https_client`] are for HTTP: the client checks the server's name too, and may show a
+//! certificate or be known in another way.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -89,21 +91,79 @@ impl Tls {
     /// The first file that cannot be read or used.
     pub fn load(files: &TlsFiles) -> Result<Tls, TlsError> {
         let certs = certificates("certificates", &files.cert)?;
-        let unreadable =
-            |source| TlsError::Unreadable { what: "a private key", path: files.key.clone(), source };
-        let key = PrivateKeyDer::from_pem_file(&files.key).map_err(unreadable)?;
-        let mut roots = RootCertStore::empty();
-        for certificate in certificates("certificates of authorities", &files.ca)? {
-            let unusable = |source| TlsError::Unusable { path: files.ca.clone(), source };
-            roots.add(certificate).map_err(unusable)?;
-        }
-        let (roots, provider) = (Arc::new(roots), Arc::new(ring::default_provider()));
+        let key = private_key(&files.key)?;
+        let (roots, provider) = (Arc::new(authorities(&files.ca)?), Arc::new(ring::default_provider()));
         Ok(Tls {
             client: client(&provider, &roots, certs.clone(), key.clone_key())
                 .map_err(|source| TlsError::Unusable { path: files.cert.clone(), source })?,
             server: server(&provider, &roots, certs, key, files)?,
         })
     }
+}
+
+/// Settings of an HTTP server with the certificate in `cert` and the private key in `key`. With `ca`, clients may show a
+/// certificate, and one that these authorities did not sign ends the connection; a client without one is let in, to be
+/// known by what it says.
+///
+/// # Errors
+/// The first file that cannot be read or used.
+pub fn https_server(key: &Path, cert: &Path, ca: Option<&Path>) -> Result<Arc<ServerConfig>, TlsError> {
+    let provider = Arc::new(ring::default_provider());
+    let unusable = |source| TlsError::Unusable { path: cert.to_path_buf(), source };
+    let builder = ServerConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .map_err(unusable)?;
+    let builder = match ca {
+        None => builder.with_no_client_auth(),
+        Some(ca) => {
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(authorities(ca)?), provider)
+                .allow_unauthenticated()
+                .build()
+                .map_err(|source| TlsError::Authority { path: ca.to_path_buf(), source })?;
+            builder.with_client_cert_verifier(verifier)
+        }
+    };
+    let certs = certificates("certificates", cert)?;
+    let mut config = builder.with_single_cert(certs, private_key(key)?).map_err(unusable)?;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
+}
+
+/// Settings of an HTTP client that trusts the authorities in `ca` and, where it is asked for one, shows the certificate
+/// in the second file of `identity`, whose private key is in the first.
+///
+/// # Errors
+/// The first file that cannot be read or used.
+pub fn https_client(ca: &Path, identity: Option<(&Path, &Path)>) -> Result<Arc<ClientConfig>, TlsError> {
+    let provider = Arc::new(ring::default_provider());
+    let unusable = |path: &Path, source| TlsError::Unusable { path: path.to_path_buf(), source };
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|source| unusable(ca, source))?
+        .with_root_certificates(authorities(ca)?);
+    let mut config = match identity {
+        None => builder.with_no_client_auth(),
+        Some((key, cert)) => builder
+            .with_client_auth_cert(certificates("certificates", cert)?, private_key(key)?)
+            .map_err(|source| unusable(cert, source))?,
+    };
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
+}
+
+fn authorities(ca: &Path) -> Result<RootCertStore, TlsError> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates("certificates of authorities", ca)? {
+        let unusable = |source| TlsError::Unusable { path: ca.to_path_buf(), source };
+        roots.add(certificate).map_err(unusable)?;
+    }
+    Ok(roots)
+}
+
+fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
+    let unreadable =
+        |source| TlsError::Unreadable { what: "a private key", path: path.to_path_buf(), source };
+    PrivateKeyDer::from_pem_file(path).map_err(unreadable)
 }
 
 fn certificates(what: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {

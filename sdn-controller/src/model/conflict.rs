@@ -69,6 +69,12 @@ pub enum Conflict {
         /// What is wrong.
         what: String,
     },
+    /// What is asked for belongs to somebody else.
+    #[error("the VLAN, the port or something that is named is not of tenant {tenant}")]
+    Hidden {
+        /// Who asks.
+        tenant: String,
+    },
     /// Too much of it.
     #[error("there are {FLOWS_MAX} static flows already")]
     TooManyFlows,
@@ -80,6 +86,19 @@ pub enum Conflict {
         /// The last.
         last: u16,
     },
+}
+
+impl Conflict {
+    /// The same for somebody confined to `tenant`: not what belongs to whom, only that it is not theirs.
+    pub fn hidden_from(self, tenant: &str) -> Conflict {
+        match self {
+            Conflict::Vlan { .. }
+            | Conflict::Port { .. }
+            | Conflict::Flow { .. }
+            | Conflict::Tenant { .. } => Conflict::Hidden { tenant: tenant.to_owned() },
+            other => other,
+        }
+    }
 }
 
 /// What a port is used for.

@@ -3,8 +3,19 @@
 const $ = (id) => document.getElementById(id);
 const state = { rates: new Map(), pending: null, timer: null };
 
+// Paths count from where the page is: behind a proxy that may be below some other path.
+function send(path, options = {}) {
+  const token = sessionStorage.getItem("token"), headers = { ...options.headers };
+  if (token) headers.authorization = `Bearer ${token}`;
+  return fetch(path.slice(1), { ...options, headers });
+}
+
 async function ask(path, options) {
-  const answer = await fetch(path, options);
+  const answer = await send(path, options);
+  if (answer.status === 401) {
+    $("login").hidden = false;
+    if (!$("login").contains(document.activeElement)) $("login").elements.token.focus();
+  }
   const body = await answer.json().catch(() => ({}));
   if (!answer.ok) {
     const errors = (body.errors || []).map((e) => `${e.field} ${e.value}: ${e.detail}; ${e.remedy}`);
@@ -179,11 +190,11 @@ function previewText(preview) {
 }
 
 async function propose(path, body) {
-  const send = (dry) => ask(`${path}?dry_run=${dry}`, { method: "PUT", headers: { "content-type": "application/json" }, body: JSON.stringify(body) });
+  const put = (dry) => ask(`${path}?dry_run=${dry}`, { method: "PUT", headers: { "content-type": "application/json" }, body: JSON.stringify(body) });
   $("outcome").textContent = "";
   try {
-    $("preview-text").textContent = previewText(await send(true));
-    state.pending = () => send(false);
+    $("preview-text").textContent = previewText(await put(true));
+    state.pending = () => put(false);
     $("preview").hidden = false;
     $("confirm").focus();
   } catch (error) {
@@ -223,17 +234,43 @@ $("flow-search").addEventListener("input", () => { clearTimeout(state.timer); st
 $("flow-switch").addEventListener("change", refresh);
 addEventListener("hashchange", refresh);
 
-function listen() {
-  const source = new EventSource("/v1/events");
-  const note = (event) => {
-    const item = document.createElement("li"), value = JSON.parse(event.data);
-    item.textContent = `${event.type} ${JSON.stringify(value)}`;
-    $("events").prepend(item);
-    while ($("events").children.length > 200) $("events").lastChild.remove();
-    if (document.body.dataset.view !== "new") refresh();
-  };
-  for (const kind of ["change", "switch", "port", "moved", "lost"]) source.addEventListener(kind, note);
+function note(type, text) {
+  const item = document.createElement("li");
+  item.textContent = `${type} ${text}`;
+  $("events").prepend(item);
+  while ($("events").children.length > 200) $("events").lastChild.remove();
+  if (document.body.dataset.view !== "new") refresh();
 }
+
+// What EventSource does, which cannot show a token.
+async function listen() {
+  for (let last = ""; ; await new Promise((again) => setTimeout(again, 2000))) {
+    try {
+      const answer = await send("/v1/events", last ? { headers: { "last-event-id": last } } : {});
+      if (!answer.ok) continue;
+      const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+      for (let text = ""; ;) {
+        const { value, done } = await reader.read();
+        if (done) break;
+        const events = (text + value).split("\n\n");
+        text = events.pop();
+        for (const event of events) {
+          const fields = new Map(event.split("\n").map((line) => [line.slice(0, line.indexOf(":")), line.slice(line.indexOf(":") + 1).trim()]));
+          last = fields.get("id") || last;
+          if (fields.has("event")) note(fields.get("event"), fields.get("data"));
+        }
+      }
+    } catch { /* It is tried again. */ }
+  }
+}
+
+$("login").addEventListener("submit", (event) => {
+  event.preventDefault();
+  sessionStorage.setItem("token", new FormData(event.target).get("token").trim());
+  event.target.reset();
+  event.target.hidden = true;
+  refresh();
+});
 
 refresh();
 listen();

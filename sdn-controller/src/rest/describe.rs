@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 use telemetry::Problem;
 use utoipa::{OpenApi, ToSchema};
 
+use crate::auth::Token;
 use crate::model::{Acl, Attachment, Chain, Kind, Mirror, Network, Tenant, Uplink};
 use crate::views::{FlowDocument, ObjectStatus, PortList, PreviewView, RefusedView, SwitchList};
 
@@ -31,6 +32,7 @@ use crate::views::{FlowDocument, ObjectStatus, PortList, PreviewView, RefusedVie
         PortList,
         PreviewView,
         RefusedView,
+        Token,
         Problem
     ))
 )]
@@ -91,6 +93,7 @@ fn verbs_of_one(kind: Kind, places: &[Value]) -> Value {
     ]);
     let failures = json!({
         "400": problem("everything that is wrong with it"),
+        "401": problem("nobody knows who asks"),
         "403": problem("whoever asks may not"),
         "409": problem("it contradicts what is there"),
         "412": problem("it is not as the request expects it"),
@@ -106,7 +109,8 @@ fn verbs_of_one(kind: Kind, places: &[Value]) -> Value {
     json!({
         "get": {"tags": [kind.plural()], "summary": format!("One {name}."), "operationId": format!("get_{name}"),
                 "parameters": places,
-                "responses": {"200": done("it is there"), "404": problem("there is none")}},
+                "responses": {"200": done("it is there"), "401": problem("nobody knows who asks"),
+                              "404": problem("there is none")}},
         "put": {"tags": [kind.plural()], "summary": format!("Makes a {name}, or makes it another."),
                 "operationId": format!("put_{name}"), "parameters": write,
                 "requestBody": {"required": true, "content": {"application/json": {"schema": body}}},
@@ -138,12 +142,15 @@ fn list_of(kind: Kind, places: &[Value]) -> Value {
     let parameters = [places, &filters[..]].concat();
     json!({"get": {"tags": [kind.plural()], "summary": format!("The {}.", kind.plural()),
            "operationId": format!("list_{}", kind.plural()), "parameters": parameters,
-           "responses": {"200": answer("by name", "application/json", schema)}}})
+           "responses": {"200": answer("by name", "application/json", schema),
+                         "401": problem("nobody knows who asks")}}})
 }
 
 fn look(tag: &str, id: &str, summary: &str, parameters: &[Value], schema: Value) -> Value {
     json!({"get": {"tags": [tag], "summary": summary, "operationId": id, "parameters": parameters,
-           "responses": {"200": answer("it is so", "application/json", schema), "404": problem("not connected")}}})
+           "responses": {"200": answer("it is so", "application/json", schema),
+                         "401": problem("nobody knows who asks"), "403": problem("whoever asks may not"),
+                         "404": problem("not connected")}}})
 }
 
 /// What `/openapi.json` answers.
@@ -173,6 +180,27 @@ pub fn openapi() -> Value {
     paths["/v1/events"] = json!({"get": {"tags": ["all"], "operationId": "events",
         "summary": "What happens, as server-sent events: change, switch, port, moved, lost.",
         "responses": {"200": {"description": "events", "content": {"text/event-stream": {}}}}}});
+    let text = |description: &str| json!({"type": "string", "description": description});
+    let wanted = json!({"type": "object", "required": ["name", "role"], "properties": {
+        "name": text(NAME), "role": text("read, operate or admin"), "tenant": text("the one it is confined to")}});
+    paths["/v1/whoami"] = look("all", "whoami", "Who asks, as the controller knows them.", &[], any());
+    paths["/v1/tokens"] = look(
+        "tokens",
+        "list_tokens",
+        "The tokens, without their texts.",
+        &[],
+        json!({"type": "object", "properties": {"tokens": {"type": "array", "items": reference::<Token>()}}}),
+    );
+    paths["/v1/tokens"]["post"] = json!({"tags": ["tokens"], "operationId": "make_token",
+        "summary": "Makes a token. Its text is in the answer and nowhere else: only its SHA-256 is kept.",
+        "requestBody": {"required": true, "content": {"application/json": {"schema": wanted}}},
+        "responses": {"201": answer("made", "application/json", any()), "400": problem("everything that is wrong with it"),
+                      "401": problem("nobody knows who asks"), "403": problem("whoever asks may not"),
+                      "409": problem("there is one of this name")}});
+    paths["/v1/tokens/{name}"] = json!({"delete": {"tags": ["tokens"], "operationId": "delete_token",
+        "summary": "Ends a token.", "parameters": [in_path("name", NAME)],
+        "responses": {"200": answer("gone", "application/json", any()), "401": problem("nobody knows who asks"),
+                      "403": problem("whoever asks may not"), "404": problem("there is none")}}});
     paths["/v1/document"] = json!({
         "get": {"tags": ["all"], "summary": "Everything that is wanted.", "operationId": "export",
                 "responses": {"200": answer("names by kind", "application/json", any())}},
@@ -187,6 +215,13 @@ pub fn openapi() -> Value {
                               "409": problem("it contradicts itself"),
                               "422": answer("a switch refused it", "application/problem+json", reference::<RefusedView>())}},
     });
+    document["components"]["securitySchemes"] = json!({
+        "token": {"type": "http", "scheme": "bearer", "description": "`sluice controller token create` makes them"},
+        "certificate": {"type": "mutualTLS"},
+    });
+    // Neither is needed where it is known otherwise who asks: on the socket, and on loopback unless set otherwise.
+    document["security"] = json!([{"token": []}, {"certificate": []}, {}]);
+    let paths = &mut document["paths"];
     for &kind in Kind::ALL.iter().filter(|kind| **kind != Kind::Flow) {
         paths[format!("/v1/{}", kind.plural())] = list_of(kind, &[]);
         paths[format!("/v1/{}/{{name}}", kind.plural())] = verbs_of_one(kind, &[in_path("name", NAME)]);

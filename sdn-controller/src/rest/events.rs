@@ -33,22 +33,27 @@ pub async fn stream(
     let last = headers.get("last-event-id").and_then(|value| value.to_str().ok()?.parse().ok());
     let after = last.or(from.after).unwrap_or_else(|| controller.events().last());
     let (missed, coming) = controller.events().listen(after);
-    let state = (VecDeque::from(missed), coming, who.tenant);
-    let events = futures_util::stream::unfold(state, |(mut missed, mut coming, tenant)| async move {
-        loop {
-            let event = next(&mut missed, &mut coming).await?;
-            let for_them = |event: &Event| tenant.is_none() || event.tenant == tenant;
-            let line = match event {
-                Some(event) if for_them(&event) => sse::Event::default()
-                    .id(event.number.to_string())
-                    .event(event.kind)
-                    .data(event.value.to_string()),
-                Some(_) => continue,
-                None => sse::Event::default().event("lost").data("{}"),
-            };
-            return Some((Ok(line), (missed, coming, tenant)));
-        }
-    });
+    let state = (VecDeque::from(missed), coming, who, controller);
+    let events =
+        futures_util::stream::unfold(state, |(mut missed, mut coming, who, controller)| async move {
+            loop {
+                let event = next(&mut missed, &mut coming).await?;
+                if who.token.is_some_and(|token| !controller.tokens().knows(&token)) {
+                    // It was good when they came, and is no more.
+                    return None;
+                }
+                let for_them = |event: &Event| who.tenant.is_none() || event.tenant == who.tenant;
+                let line = match event {
+                    Some(event) if for_them(&event) => sse::Event::default()
+                        .id(event.number.to_string())
+                        .event(event.kind)
+                        .data(event.value.to_string()),
+                    Some(_) => continue,
+                    None => sse::Event::default().event("lost").data("{}"),
+                };
+                return Some((Ok(line), (missed, coming, who, controller)));
+            }
+        });
     Sse::new(events).keep_alive(KeepAlive::default())
 }
 

@@ -1,30 +1,40 @@
 //! The REST interface: routes, answers, and the OpenAPI description made from them.
 
+mod access;
 mod describe;
 mod document;
+mod door;
 mod events;
+mod listen;
 mod objects;
 mod page;
 mod ryu;
 mod stats;
 mod switches;
+mod tokens;
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use axum::extract::{ConnectInfo, DefaultBodyLimit, MatchedPath, Request, State};
-use axum::http::{Method, StatusCode};
+use axum::http::uri::PathAndQuery;
+use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::{self, Next};
-use axum::response::{IntoResponse as _, Response};
+use axum::response::{IntoResponse as _, Redirect, Response};
 use axum::routing::{MethodRouter, get, put};
 use axum::{Extension, Json, Router};
 use telemetry::Problem;
 use telemetry::http::{AdminSocket, Peer, ServeError};
 
-use crate::auth::{Identity, Role};
+use crate::auth::Identity;
 use crate::controller::{ChangeError, Controller};
 use crate::model::Kind;
 use crate::views::{ApiError, RefusedView};
+
+use access::{Denied, Rule};
+pub use door::RestConfig;
+use door::{Door, Refused};
+use listen::{Caller, RestListener};
 
 /// Bytes of a request body at most.
 const BODY_BYTES_MAX: usize = 64 << 20;
@@ -48,7 +58,10 @@ pub fn router(controller: Arc<Controller>) -> Router {
         .route("/v1/topology", get(switches::topology))
         .route("/v1/document", get(document::export).merge(put(document::apply)))
         .route("/v1/events", get(events::stream))
-        .route("/v1/audit", get(document::audit));
+        .route("/v1/audit", get(document::audit))
+        .route("/v1/tokens", get(tokens::list).post(tokens::make))
+        .route("/v1/tokens/{name}", axum::routing::delete(tokens::delete))
+        .route("/v1/whoami", get(tokens::whoami));
     for &kind in Kind::ALL.iter().filter(|kind| **kind != Kind::Flow) {
         let (many, one): (MethodRouter<_>, MethodRouter<_>) = objects::routes(kind);
         let path = format!("/v1/{}", kind.plural());
@@ -82,15 +95,77 @@ async fn name_peer(ConnectInfo(peer): ConnectInfo<Peer>, mut request: Request, n
     next.run(request).await
 }
 
-/// Whoever looks needs less than whoever changes.
-async fn permit(Extension(who): Who, request: Request, next: Next) -> Response {
-    let needed = if request.method().is_safe() { Role::Read } else { Role::Operate };
-    if who.role < needed {
-        let title = format!("{} may not {} {}", who.name, request.method(), request.uri().path());
-        let problem = Problem::new(StatusCode::FORBIDDEN, title);
-        return problem.detail(format!("the role {needed:?} is needed").to_lowercase()).into_response();
+/// Serves REST on `listener` as `config` says, until `stop` is done.
+///
+/// # Errors
+/// The server failed.
+pub async fn serve_tcp(
+    listener: tokio::net::TcpListener,
+    config: RestConfig,
+    controller: Arc<Controller>,
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> std::io::Result<()> {
+    let (base, tls) = (config.base.clone(), config.tls.clone());
+    let listener = RestListener::new(listener, tls, controller.clone())?;
+    let door = Arc::new(Door { config, controller: controller.clone() });
+    let router = router(controller).layer(middleware::from_fn_with_state(door, door::identify));
+    // What rewrites paths has to stand before what looks at them.
+    let router = Router::new().fallback_service(router).layer(middleware::from_fn_with_state(base, strip));
+    let service = router.into_make_service_with_connect_info::<Caller>();
+    axum::serve(listener, service).with_graceful_shutdown(stop).await
+}
+
+/// Takes the base off the path, if it is there: some proxies take it off themselves.
+async fn strip(State(base): State<String>, mut request: Request, next: Next) -> Response {
+    let uri = request.uri();
+    let path = uri.path_and_query().map_or("/", PathAndQuery::as_str);
+    if let Some(rest) = path.strip_prefix(&base).filter(|_| !base.is_empty()) {
+        if rest.is_empty() {
+            // The page names everything from where it is, which has to be a directory.
+            return Redirect::permanent(&format!("{base}/")).into_response();
+        }
+        let mut parts = uri.clone().into_parts();
+        if rest.starts_with('/') {
+            parts.path_and_query = rest.parse().ok();
+            if let Ok(uri) = Uri::from_parts(parts) {
+                *request.uri_mut() = uri;
+            }
+        }
     }
     next.run(request).await
+}
+
+/// Lets those pass who may.
+async fn permit(request: Request, next: Next) -> Response {
+    if let Some(Refused(problem)) = request.extensions().get() {
+        return refuse(problem.clone());
+    }
+    let route = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
+    // What is not there is told to whoever may look at anything.
+    let rule = route.map_or(access::rule(&Method::GET, "/v1/whoami"), |r| access::rule(request.method(), r));
+    if rule == Rule::Anybody {
+        return next.run(request).await;
+    }
+    let (method, path) = (request.method(), request.uri().path());
+    let Some(who) = request.extensions().get::<Identity>() else {
+        let problem = Problem::new(StatusCode::UNAUTHORIZED, format!("who wants to {method} {path}?"));
+        return refuse(problem.detail("give `Authorization: Bearer` and a token, or show a certificate"));
+    };
+    let Err(denied) = rule.admits(who) else { return next.run(request).await };
+    let problem = Problem::new(StatusCode::FORBIDDEN, format!("{} may not {method} {path}", who.name));
+    refuse(match denied {
+        Denied::Role(least) => problem.detail(format!("the role {least} is needed")),
+        Denied::Tenant => problem.detail("it is of all tenants, and they are confined to one"),
+    })
+}
+
+fn refuse(problem: Problem) -> Response {
+    let ask = problem.status == StatusCode::UNAUTHORIZED.as_u16();
+    let mut response = problem.into_response();
+    if ask {
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
+    response
 }
 
 async fn count(State(controller): Shared, request: Request, next: Next) -> Response {

@@ -110,7 +110,7 @@ pub fn parse_dpid(text: &str) -> Result<Dpid, Problem> {
 }
 
 /// Whether `who` may see a thing: those confined to a tenant see what is theirs, and what is everybody's.
-fn visible(who: &Identity, desired: &Desired, subject: &Subject, item: &Item) -> bool {
+pub fn visible(who: &Identity, desired: &Desired, subject: &Subject, item: &Item) -> bool {
     let Some(tenant) = &who.tenant else { return true };
     match (subject.kind, desired.tenant_of(item)) {
         (_, Some(owner)) => owner == tenant,
@@ -290,10 +290,16 @@ async fn write(
     let sets = vec![(subject.clone(), item.clone())];
     let edit = Edit { sets, precondition: precondition(headers) };
     if query.dry_run {
-        let preview = controller.preview(&edit).await.map_err(|error| change_error(title, error))?;
+        let preview = controller.preview(&edit).await;
+        let mut preview = preview.map_err(|error| change_error(title, error.hidden_from(who)))?;
+        if who.tenant.is_some() {
+            // They are of everybody on the switch.
+            preview.switches.values_mut().for_each(|switch| switch.obstacles.clear());
+        }
         return Ok(Json(PreviewView::new(&preview)).into_response());
     }
-    let progress = controller.change(who, &edit).await.map_err(|error| change_error(title, error))?;
+    let progress = controller.change(who, &edit).await;
+    let progress = progress.map_err(|error| change_error(title, error.hidden_from(who)))?;
     // What was left to the controller is chosen now.
     let now = controller.desired().get(&subject).map(|(_, item)| item);
     let shown = now.filter(|_| item.is_some()).or(item).or(before.map(|(_, item)| item));

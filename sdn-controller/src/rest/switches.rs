@@ -3,21 +3,21 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
+use axum::{Extension, Json};
 use ofp::{Body, FlowStats, FlowStatsRequest, MultipartReply, MultipartRequest, PortNo};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use telemetry::Problem;
 
-use super::Shared;
-use super::objects::parse_dpid;
+use super::objects::{parse_dpid, visible};
+use super::{Shared, Who};
 use crate::controller::SwitchEntry;
 use crate::datapath::AskError;
 use crate::entry::{Cookie, ours_request};
 use crate::flow_json::FlowSpec;
-use crate::model::{Dpid, Place, PortRef};
+use crate::model::{Dpid, Item, Kind, Place, PortRef, Subject};
 use crate::views::{ApiError, PortList, RefusedView, SwitchList, SwitchView, port_view};
 
 type Answer = Result<Json<Value>, ApiError>;
@@ -153,15 +153,24 @@ pub struct AddressQuery {
 }
 
 /// The addresses learned on every switch.
-pub async fn addresses(State(controller): Shared, Query(query): Query<AddressQuery>) -> Json<Value> {
+pub async fn addresses(
+    State(controller): Shared,
+    Extension(who): Who,
+    Query(query): Query<AddressQuery>,
+) -> Json<Value> {
     let desired = controller.desired();
+    let theirs = |network: Option<&&String>| match &who.tenant {
+        None => true,
+        Some(tenant) => network.is_some_and(|name| desired.networks[*name].tenant.as_ref() == Some(tenant)),
+    };
     let names: BTreeMap<u16, &String> = desired.networks.iter().map(|(name, n)| (n.vlan, name)).collect();
     let mut list = Vec::new();
     for (dpid, entry) in controller.switches() {
         let status = entry.status();
         for (vlan, mac, port, age) in entry.addresses().await {
             let (network, mac) = (names.get(&vlan), mac.to_string());
-            let wrong = query.network.as_ref().is_some_and(|wanted| network != Some(&wanted))
+            let wrong = !theirs(network)
+                || query.network.as_ref().is_some_and(|wanted| network != Some(&wanted))
                 || query.mac.as_ref().is_some_and(|wanted| *wanted != mac);
             if !wrong {
                 let name = status.ports.get(&port).map(|port| port.name.to_string());
@@ -179,7 +188,7 @@ pub async fn addresses(State(controller): Shared, Query(query): Query<AddressQue
 }
 
 /// What was dropped as spoofed by each attachment, and what each rule of the ACLs did, over all switches.
-pub async fn counters(State(controller): Shared) -> Json<Value> {
+pub async fn counters(State(controller): Shared, Extension(who): Who) -> Json<Value> {
     let desired = controller.desired();
     let (mut spoofed, mut hits) =
         (BTreeMap::<u32, (u64, u64)>::new(), BTreeMap::<(u16, u16), (u64, u64)>::new());
@@ -196,11 +205,17 @@ pub async fn counters(State(controller): Shared) -> Json<Value> {
             counter.1 += stats.byte_count;
         }
     }
+    let theirs = |kind, name: &str, item| visible(&who, &desired, &Subject::new(kind, name), &item);
     let of_attachment = desired.attachments.iter().filter_map(|(name, attachment)| {
+        if !theirs(Kind::Attachment, name, Item::Attachment(attachment.value.clone())) {
+            return None;
+        }
         let (packets, bytes) = spoofed.get(&attachment.number)?;
         Some((name.clone(), json!({"spoofed_packets": packets, "spoofed_bytes": bytes})))
     });
-    let of_acl = desired.acls.iter().map(|(name, acl)| {
+    let acls =
+        desired.acls.iter().filter(|(name, acl)| theirs(Kind::Acl, name, Item::Acl(acl.value.clone())));
+    let of_acl = acls.map(|(name, acl)| {
         let count = |rule: usize| hits.get(&(acl.number as u16, rule as u16)).copied().unwrap_or_default();
         let one = |rule: usize| json!({"packets": count(rule).0, "bytes": count(rule).1});
         let rules: Vec<_> = (1..=acl.rules.len()).map(one).collect();
