@@ -5,15 +5,15 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use sdn_controller::DaemonConfig;
 use sdn_controller::auth::{Grant, Role};
 use sdn_controller::controller::Options;
 use sdn_controller::datapath::Foreign;
 use sdn_controller::model::VlanRange;
 use sdn_controller::rest::RestConfig;
+use sdn_controller::{DaemonConfig, OpenFlowAddress};
 use telemetry::tls::https_server;
 
-use crate::settings::Settings;
+use crate::settings::{Settings, TlsSettings};
 
 const ADDRESS: &str = "give an address and a port, such as 127.0.0.1:8080";
 
@@ -26,9 +26,23 @@ pub struct Settable {
     /// Directory of the desired state
     #[arg(long, value_name = "DIR", help_heading = "Settings")]
     state_dir: Option<PathBuf>,
-    /// Where switches connect, default tcp:127.0.0.1:6653
-    #[arg(long, value_name = "tcp:ADDRESS:PORT", help_heading = "Settings")]
+    /// Where switches connect, default tcp:127.0.0.1:6653: tcp:ADDRESS:PORT or, for TLS, ssl:ADDRESS:PORT, separated by
+    /// commas
+    #[arg(long, value_name = "TARGET,...", help_heading = "Settings")]
     openflow: Option<String>,
+    /// PEM file with the controller's private key, for ssl:
+    #[arg(long, value_name = "FILE", help_heading = "Settings")]
+    tls_key: Option<PathBuf>,
+    /// PEM file with the controller's certificate
+    #[arg(long, value_name = "FILE", help_heading = "Settings")]
+    tls_cert: Option<PathBuf>,
+    /// PEM file with the authorities that sign the certificates of switches
+    #[arg(long, value_name = "FILE", help_heading = "Settings")]
+    tls_ca: Option<PathBuf>,
+    /// Whether this controller leads where another one drives the same switches: the one with the highest number does,
+    /// the others stand by [default: there is no other]
+    #[arg(long, value_name = "0-65535", help_heading = "Settings")]
+    priority: Option<String>,
     /// Where REST is served, default 127.0.0.1:8080; any address but a loopback one needs TLS, and tokens or rest_clients
     #[arg(long, value_name = "ADDRESS:PORT", help_heading = "Settings")]
     rest: Option<String>,
@@ -80,6 +94,16 @@ fn parse_vlans(text: &str) -> Result<VlanRange, String> {
     }
 }
 
+fn parse_openflow(text: &str) -> Result<OpenFlowAddress, String> {
+    let (kind, address) = text.split_once(':').ok_or("has no protocol")?;
+    let address = address.parse().map_err(|_| format!("`{address}` is no address and port"));
+    match kind {
+        "tcp" => address.map(OpenFlowAddress::Tcp),
+        "ssl" => address.map(OpenFlowAddress::Tls),
+        _ => Err("begins with neither tcp: nor ssl:".to_owned()),
+    }
+}
+
 fn parse_client(text: &str) -> Result<(String, Grant), String> {
     let (name, grant) = text.split_once('=').filter(|(name, _)| !name.is_empty()).ok_or("has no NAME=")?;
     let (role, tenant) = match grant.split_once(':') {
@@ -98,15 +122,20 @@ impl Settable {
     pub fn resolve(&self) -> anyhow::Result<DaemonConfig> {
         let mut settings = Settings::read(self.config.as_deref());
         let state_dir = settings.path("state_dir", self.state_dir.as_deref());
-        let openflow = settings.get(
-            "openflow",
-            self.openflow.as_deref(),
-            "give tcp:ADDRESS:PORT, such as tcp:127.0.0.1:6653",
-            |text| {
-                let address = text.strip_prefix("tcp:").ok_or("does not begin with tcp:")?;
-                address.parse::<SocketAddr>().map_err(|error| error.to_string())
-            },
-        );
+        let remedy = "give tcp:ADDRESS:PORT or ssl:ADDRESS:PORT, such as tcp:127.0.0.1:6653";
+        let mut openflow = settings.list("openflow", self.openflow.as_deref(), remedy, parse_openflow);
+        if openflow.is_empty() {
+            openflow.push(OpenFlowAddress::Tcp(SocketAddr::from(([127, 0, 0, 1], 6653))));
+        }
+        let files = TlsSettings {
+            key: settings.path("tls_key", self.tls_key.as_deref()),
+            cert: settings.path("tls_cert", self.tls_cert.as_deref()),
+            ca: settings.path("tls_ca", self.tls_ca.as_deref()),
+        };
+        let needs = openflow.iter().find(|address| matches!(address, OpenFlowAddress::Tls(_)));
+        let tls = files.load(&mut settings, needs.map(ToString::to_string));
+        let priority =
+            settings.parsed::<u16>("priority", self.priority.as_deref(), "give a number, 0 to 65535");
         let rest = self.rest(&mut settings);
         let metrics = settings.parsed::<SocketAddr>("metrics", self.metrics.as_deref(), ADDRESS);
         let run_dir = settings.path("run_dir", self.run_dir.as_deref());
@@ -125,10 +154,15 @@ impl Settable {
             socket_needed: run_dir.is_some(),
             run_dir: run_dir.unwrap_or_else(|| PathBuf::from("/run/sluice")),
             state_dir: state_dir.unwrap_or_else(|| PathBuf::from("/var/lib/sluice/controller")),
-            openflow: openflow.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 6653))),
+            openflow,
+            tls,
             rest,
             metrics,
-            options: Options { vlans: vlans.unwrap_or_default(), foreign: foreign.unwrap_or_default() },
+            options: Options {
+                vlans: vlans.unwrap_or_default(),
+                foreign: foreign.unwrap_or_default(),
+                priority,
+            },
         })
     }
 

@@ -8,6 +8,7 @@ use std::str::FromStr;
 
 use clap::Args;
 use telemetry::check::Errors;
+use telemetry::tls::{Tls, TlsFiles};
 
 use crate::output::BadInput;
 
@@ -184,6 +185,38 @@ impl Settings {
         self.errors
             .into_result("the configuration is not usable", ())
             .map_err(|problem| BadInput(problem.to_string()).into())
+    }
+}
+
+/// The files for TLS, as far as they are given.
+pub struct TlsSettings {
+    /// The private key.
+    pub key: Option<PathBuf>,
+    /// The certificate.
+    pub cert: Option<PathBuf>,
+    /// The authorities that sign the other end.
+    pub ca: Option<PathBuf>,
+}
+
+impl TlsSettings {
+    /// Reads the files when some address needs them or any of them is given: then all three have to be.
+    pub fn load(self, settings: &mut Settings, needs: Option<String>) -> Option<Tls> {
+        let given = [("tls_key", &self.key), ("tls_cert", &self.cert), ("tls_ca", &self.ca)];
+        if needs.is_none() && given.iter().all(|(_, file)| file.is_none()) {
+            return None;
+        }
+        let reason = needs.unwrap_or_else(|| "the other files for TLS".to_string());
+        for (key, _) in given.iter().filter(|(_, file)| file.is_none()) {
+            settings.refuse(key, "", format!("is missing, and {reason} needs it"), "give a PEM file");
+        }
+        let files = TlsFiles { key: self.key?, cert: self.cert?, ca: self.ca? };
+        match Tls::load(&files) {
+            Ok(tls) => Some(tls),
+            Err(error) => {
+                settings.refuse("tls", "", error.to_string(), "give PEM files that belong together");
+                None
+            }
+        }
     }
 }
 

@@ -4,13 +4,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Subcommand;
-use telemetry::tls::{Tls, TlsFiles};
 use vswitch::bridge::{BridgeConfig, FailMode};
 use vswitch::config::{DaemonConfig, OpenFlowAddress, parse_controller, parse_listener};
 
 use crate::controller::Look;
 use crate::output;
-use crate::settings::{Settings, WorkerFlags};
+use crate::settings::{Settings, TlsSettings, WorkerFlags};
 use crate::topology;
 
 /// Arguments of `sluice switch`.
@@ -131,7 +130,9 @@ impl Flags {
                 })
                 .unwrap_or(Duration::from_secs(300)),
         };
-        config.tls = tls.load(&mut settings, &config);
+        let wanted = |address: &&OpenFlowAddress| matches!(address, OpenFlowAddress::Tls(_));
+        let needs = config.controllers.iter().chain(&config.listen).find(wanted);
+        config.tls = tls.load(&mut settings, needs.map(ToString::to_string));
         settings.finish()?;
         Ok(config)
     }
@@ -141,37 +142,6 @@ impl Flags {
             key: settings.path("tls_key", self.tls_key.as_deref()),
             cert: settings.path("tls_cert", self.tls_cert.as_deref()),
             ca: settings.path("tls_ca", self.tls_ca.as_deref()),
-        }
-    }
-}
-
-/// The files for TLS, as far as they are given.
-struct TlsSettings {
-    key: Option<PathBuf>,
-    cert: Option<PathBuf>,
-    ca: Option<PathBuf>,
-}
-
-impl TlsSettings {
-    /// Reads the files when some address needs them or any of them is given: then all three have to be.
-    fn load(self, settings: &mut Settings, config: &DaemonConfig) -> Option<Tls> {
-        let wanted = |address: &&OpenFlowAddress| matches!(address, OpenFlowAddress::Tls(_));
-        let needs = config.controllers.iter().chain(&config.listen).find(wanted);
-        let given = [("tls_key", &self.key), ("tls_cert", &self.cert), ("tls_ca", &self.ca)];
-        if needs.is_none() && given.iter().all(|(_, file)| file.is_none()) {
-            return None;
-        }
-        let reason = needs.map_or("the other files for TLS".to_string(), ToString::to_string);
-        for (key, _) in given.iter().filter(|(_, file)| file.is_none()) {
-            settings.refuse(key, "", format!("is missing, and {reason} needs it"), "give a PEM file");
-        }
-        let files = TlsFiles { key: self.key?, cert: self.cert?, ca: self.ca? };
-        match Tls::load(&files) {
-            Ok(tls) => Some(tls),
-            Err(error) => {
-                settings.refuse("tls", "", error.to_string(), "give PEM files that belong together");
-                None
-            }
         }
     }
 }

@@ -177,6 +177,8 @@ pub struct Options {
     pub vlans: VlanRange,
     /// What to do with flow entries that are not ours.
     pub foreign: Foreign,
+    /// Where other controllers drive the same switches: the one with the highest number leads.
+    pub priority: Option<u16>,
 }
 
 /// What is wanted, as a whole and for each switch.

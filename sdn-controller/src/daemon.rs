@@ -1,5 +1,6 @@
 //! The daemon: listeners, shutdown.
 
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -7,9 +8,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use telemetry::state::{StateDir, StateError};
+use telemetry::tls::Tls;
 use telemetry::{HostError, Registry, StopSignals, notify_ready, notify_stopping};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
 
 use crate::auth::TokenError;
 use crate::controller::{Controller, Options};
@@ -20,6 +24,9 @@ use crate::{rest, session};
 
 /// Connections from switches at once, those in handshake too.
 const CONNECTIONS_MAX: usize = 1024;
+
+/// From the connection of a switch to the end of its TLS handshake.
+const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 
 /// How long requests may take to end when the daemon stops; a little longer than they wait for switches.
 const STOP_LIMIT: Duration = Duration::from_secs(7);
@@ -34,13 +41,41 @@ pub struct DaemonConfig {
     /// Whether the daemon is of no use without its socket: its directory was asked for.
     pub socket_needed: bool,
     /// Where switches connect.
-    pub openflow: SocketAddr,
+    pub openflow: Vec<OpenFlowAddress>,
+    /// For those addresses that want TLS: our certificate, and who signs those of switches.
+    pub tls: Option<Tls>,
     /// Where REST is served, and to whom.
     pub rest: RestConfig,
     /// Where metrics are served, if anywhere.
     pub metrics: Option<SocketAddr>,
     /// What the controller does by itself.
     pub options: Options,
+}
+
+/// Where switches connect.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum OpenFlowAddress {
+    /// In the clear.
+    Tcp(SocketAddr),
+    /// Over TLS, both ends with certificates.
+    Tls(SocketAddr),
+}
+
+impl OpenFlowAddress {
+    fn address(self) -> SocketAddr {
+        match self {
+            OpenFlowAddress::Tcp(address) | OpenFlowAddress::Tls(address) => address,
+        }
+    }
+}
+
+impl fmt::Display for OpenFlowAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            OpenFlowAddress::Tcp(address) => write!(f, "tcp:{address}"),
+            OpenFlowAddress::Tls(address) => write!(f, "ssl:{address}"),
+        }
+    }
 }
 
 /// Why the daemon ended.
@@ -80,6 +115,9 @@ pub enum DaemonError {
     /// The metrics server.
     #[error(transparent)]
     Metrics(#[from] telemetry::http::ServeError),
+    /// An address wants TLS, and there are no certificates.
+    #[error("{0} wants TLS; give tls_key, tls_cert and tls_ca")]
+    NoCertificates(OpenFlowAddress),
     /// A thread or other means of the host.
     #[error(transparent)]
     Host(#[from] HostError),
@@ -118,7 +156,15 @@ async fn serve(config: DaemonConfig) -> Result<(), DaemonError> {
     if !address.ip().is_loopback() && controller.tokens().is_empty() && config.rest.clients.is_empty() {
         return Err(DaemonError::Nobody { address });
     }
-    let openflow = listen(config.openflow, "switches", "--openflow").await?;
+    let mut openflow = Vec::new();
+    for at in &config.openflow {
+        let acceptor = match (at, &config.tls) {
+            (OpenFlowAddress::Tcp(_), _) => None,
+            (OpenFlowAddress::Tls(_), Some(tls)) => Some(TlsAcceptor::from(tls.server.clone())),
+            (OpenFlowAddress::Tls(_), None) => return Err(DaemonError::NoCertificates(*at)),
+        };
+        openflow.push((listen(at.address(), "switches", "--openflow").await?, acceptor));
+    }
     let rest = listen(address, "REST", "--rest").await?;
     let _metrics = match config.metrics {
         Some(address) => Some(telemetry::http::serve_metrics(address, registry).await?),
@@ -126,7 +172,7 @@ async fn serve(config: DaemonConfig) -> Result<(), DaemonError> {
     };
     let desired = controller.desired();
     tracing::info!(
-        openflow = %config.openflow,
+        openflow = config.openflow.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
         rest = %address,
         tls = config.rest.tls.is_some(),
         networks = desired.networks.len(),
@@ -134,7 +180,10 @@ async fn serve(config: DaemonConfig) -> Result<(), DaemonError> {
         "controller runs"
     );
     notify_ready();
-    let switches = tokio::spawn(accept(openflow, controller.clone()));
+    let mut switches = JoinSet::new();
+    for (listener, acceptor) in openflow {
+        switches.spawn(accept_with(listener, acceptor, controller.clone()));
+    }
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let stopped = async { drop(stopped.await) };
     let _socket = match rest::serve_socket(&config.run_dir, controller.clone()).await {
@@ -156,22 +205,32 @@ async fn serve(config: DaemonConfig) -> Result<(), DaemonError> {
     if tokio::time::timeout(STOP_LIMIT, &mut served).await.is_err() {
         served.abort();
     }
-    switches.abort();
+    switches.abort_all();
     tracing::info!("controller stopped");
     Ok(())
 }
 
-/// Accepts switches for ever; at the limit, new ones wait in the kernel.
+/// Accepts switches for ever, without TLS.
 pub async fn accept(listener: TcpListener, controller: Arc<Controller>) {
+    accept_with(listener, None, controller).await;
+}
+
+/// Accepts switches for ever, with TLS where it is given; at the limit, new ones wait in the kernel.
+pub async fn accept_with(listener: TcpListener, acceptor: Option<TlsAcceptor>, controller: Arc<Controller>) {
     let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let Ok(permit) = permits.clone().acquire_owned().await else { return };
         match listener.accept().await {
             Ok((stream, peer)) => {
                 controller.metrics().connections.add(1);
-                let controller = controller.clone();
+                // Small messages, answers awaited: without this each waits for the acknowledgement of the one before.
+                drop(stream.set_nodelay(true));
+                let (controller, acceptor) = (controller.clone(), acceptor.clone());
                 tokio::spawn(async move {
-                    session::serve(controller, stream, peer).await;
+                    match acceptor {
+                        None => session::serve(controller, stream, peer).await,
+                        Some(acceptor) => serve_tls(controller, acceptor, stream, peer).await,
+                    }
                     drop(permit);
                 });
             }
@@ -181,6 +240,18 @@ pub async fn accept(listener: TcpListener, controller: Arc<Controller>) {
                     tracing::warn!(%error, "a switch connection could not be accepted");
                 }
                 tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn serve_tls(controller: Arc<Controller>, acceptor: TlsAcceptor, stream: TcpStream, peer: SocketAddr) {
+    let handshake = tokio::time::timeout(HANDSHAKE_LIMIT, acceptor.accept(stream));
+    match handshake.await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
+        Ok(stream) => session::serve(controller, stream, peer).await,
+        Err(error) => {
+            if let Some(suppressed) = controller.limited().pass(&peer.ip().to_string()) {
+                tracing::info!(%peer, %error, suppressed, "the TLS handshake with a switch failed");
             }
         }
     }

@@ -26,4 +26,4 @@ pub mod session;
 pub mod store;
 pub mod views;
 
-pub use daemon::{DaemonConfig, DaemonError, run};
+pub use daemon::{DaemonConfig, DaemonError, OpenFlowAddress, run};

@@ -9,13 +9,11 @@ use ofp::{
     Body, Desc, ErrorCode, ErrorMessage, Framer, Header, Hello, MacAddr, Message, MultipartReply,
     MultipartRequest, Port, PortNo, Reassembler, SwitchFeatures,
 };
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadHalf, WriteHalf};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::controller::{Controller, Taken};
-use crate::datapath::{Answer, Broken, Datapath, Done, PORTS_MAX};
+use crate::datapath::{Answer, Broken, Datapath, Done, PORTS_MAX, Setup};
 use crate::layout::SwitchLayout;
 use crate::metrics::{Direction, Metrics};
 use crate::model::Dpid;
@@ -102,10 +100,15 @@ enum End {
     Stopping,
 }
 
+/// How long the last words before a connection is closed may take.
+const FAREWELL_LIMIT: Duration = Duration::from_millis(200);
+
 /// Bytes in, bytes out.
-struct Wire {
-    read: OwnedReadHalf,
-    write: OwnedWriteHalf,
+struct Wire<S> {
+    read: ReadHalf<S>,
+    write: WriteHalf<S>,
+    /// Whether the stream may still hold bytes that were written to it, as TLS does.
+    unflushed: bool,
     framer: Framer,
     buffer: Box<[u8]>,
     backlog: Vec<u8>,
@@ -116,14 +119,13 @@ struct Wire {
     metrics: Arc<Metrics>,
 }
 
-impl Wire {
-    fn new(stream: TcpStream, metrics: Arc<Metrics>, now: Instant) -> Wire {
-        // Small messages, answers awaited: without this each waits for the acknowledgement of the one before.
-        drop(stream.set_nodelay(true));
-        let (read, write) = stream.into_split();
+impl<S: AsyncRead + AsyncWrite> Wire<S> {
+    fn new(stream: S, metrics: Arc<Metrics>, now: Instant) -> Wire<S> {
+        let (read, write) = tokio::io::split(stream);
         Wire {
             read,
             write,
+            unflushed: false,
             framer: Framer::new(),
             buffer: vec![0; READ_BYTES].into(),
             backlog: Vec::new(),
@@ -151,11 +153,12 @@ impl Wire {
         self.backlog.len() - self.written
     }
 
-    async fn flush(write: &mut OwnedWriteHalf, bytes: &[u8]) -> std::io::Result<usize> {
-        write.write(bytes).await
+    /// Writes some of the bytes; when there are none, sees to it that those before are on their way.
+    async fn push(write: &mut WriteHalf<S>, bytes: &[u8]) -> std::io::Result<usize> {
+        if bytes.is_empty() { write.flush().await.map(|()| 0) } else { write.write(bytes).await }
     }
 
-    fn flushed(&mut self, count: usize) {
+    fn pushed(&mut self, count: usize) {
         self.written += count;
         self.last_progress = Instant::now();
         if self.written == self.backlog.len() {
@@ -172,7 +175,7 @@ impl Wire {
     /// out: a switch that talks and does not listen waits for itself.
     async fn turn(&mut self, until: Instant) -> Result<(), End> {
         let reading = self.waiting() < BACKLOG_HIGH;
-        let writing = self.waiting() > 0;
+        let waiting = self.waiting() > 0;
         tokio::select! {
             count = self.read.read(&mut self.buffer), if reading => {
                 let count = count?;
@@ -184,12 +187,15 @@ impl Wire {
                 // All whole messages were popped before, and a framer holds more than one and a read.
                 assert_eq!(taken, count, "the framer is emptied before each read");
             }
-            count = Wire::flush(&mut self.write, &self.backlog[self.written..]), if writing => {
+            count = Wire::push(&mut self.write, &self.backlog[self.written..]), if waiting || self.unflushed => {
                 let count = count?;
-                if count == 0 {
+                if count == 0 && waiting {
                     return Err(End::Closed);
                 }
-                self.flushed(count);
+                self.unflushed = waiting;
+                if waiting {
+                    self.pushed(count);
+                }
             }
             () = tokio::time::sleep_until(until.into()) => {}
         }
@@ -226,10 +232,15 @@ impl Wire {
         if self.waiting() > 0 { silence.min(self.last_progress + STALL_LIMIT) } else { silence }
     }
 
-    /// The last words before a connection is closed, if the switch takes them at once.
-    fn farewell(&mut self, message: &Message) {
+    /// The last words before a connection is closed, if the switch takes them.
+    async fn farewell(&mut self, message: &Message) {
         self.send(message);
-        drop(self.write.try_write(&self.backlog[self.written..]));
+        let words = async {
+            self.write.write_all(&self.backlog[self.written..]).await?;
+            self.write.flush().await
+        };
+        // Whoever does not listen is not waited for.
+        drop(tokio::time::timeout(FAREWELL_LIMIT, words).await);
     }
 }
 
@@ -242,7 +253,7 @@ struct Introduction {
 }
 
 /// Serves one connection until it ends.
-pub async fn serve(controller: Arc<Controller>, stream: TcpStream, peer: SocketAddr) {
+pub async fn serve(controller: Arc<Controller>, stream: impl AsyncRead + AsyncWrite, peer: SocketAddr) {
     let mut wire = Wire::new(stream, controller.metrics().clone(), Instant::now());
     let end = match run(&controller, &mut wire, peer).await {
         Ok(never) => match never {},
@@ -257,7 +268,11 @@ pub async fn serve(controller: Arc<Controller>, stream: TcpStream, peer: SocketA
 /// There is no good end.
 enum Never {}
 
-async fn run(controller: &Arc<Controller>, wire: &mut Wire, peer: SocketAddr) -> Result<Never, End> {
+async fn run(
+    controller: &Arc<Controller>,
+    wire: &mut Wire<impl AsyncRead + AsyncWrite>,
+    peer: SocketAddr,
+) -> Result<Never, End> {
     let limit = tokio::time::timeout(HANDSHAKE_LIMIT, introduce(wire));
     let introduction = limit.await.map_err(|_| End::Handshake)??;
     let dpid = Dpid(introduction.features.datapath_id);
@@ -268,8 +283,8 @@ async fn run(controller: &Arc<Controller>, wire: &mut Wire, peer: SocketAddr) ->
     let now = Instant::now();
     wire.last_received = now;
     let (layout, metrics) = (controller.layout().of(dpid), controller.metrics().clone());
-    let foreign = controller.options().foreign;
-    let mut datapath = Datapath::new(introduction.ports, layout, foreign, metrics, introduction.xid, now);
+    let setup = Setup { options: controller.options(), metrics };
+    let mut datapath = Datapath::new(introduction.ports, layout, setup, introduction.xid, now);
     let mut probes: Vec<oneshot::Sender<()>> = Vec::new();
     let (mut echo_asked, mut answer_bytes) = (false, 0);
     loop {
@@ -333,7 +348,7 @@ async fn run(controller: &Arc<Controller>, wire: &mut Wire, peer: SocketAddr) ->
 }
 
 /// Agrees on the version and asks who the switch is and which ports it has.
-async fn introduce(wire: &mut Wire) -> Result<Introduction, End> {
+async fn introduce(wire: &mut Wire<impl AsyncRead + AsyncWrite>) -> Result<Introduction, End> {
     let far = Instant::now() + HANDSHAKE_LIMIT;
     wire.send(&Message { xid: 1, body: Body::Hello(Hello::default()) });
     let hello = next(wire, far).await?;
@@ -341,7 +356,7 @@ async fn introduce(wire: &mut Wire) -> Result<Introduction, End> {
     if !agreed {
         let data = b"OpenFlow 1.3 is spoken here".to_vec();
         let error = ErrorMessage { error: ErrorCode::HELLO_INCOMPATIBLE, data };
-        wire.farewell(&Message { xid: hello.xid, body: Body::Error(error) });
+        wire.farewell(&Message { xid: hello.xid, body: Body::Error(error) }).await;
         return Err(End::Version);
     }
     wire.send(&Message { xid: 2, body: Body::FeaturesRequest });
@@ -400,7 +415,7 @@ async fn introduce(wire: &mut Wire) -> Result<Introduction, End> {
 }
 
 /// The next message of the handshake; echoes are answered on the way.
-async fn next(wire: &mut Wire, until: Instant) -> Result<Message, End> {
+async fn next(wire: &mut Wire<impl AsyncRead + AsyncWrite>, until: Instant) -> Result<Message, End> {
     loop {
         match wire.pop()? {
             Some((Message { xid, body: Body::EchoRequest(data) }, _)) => {

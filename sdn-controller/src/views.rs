@@ -334,6 +334,8 @@ pub struct SessionView {
     pub bundles: bool,
     /// Whether everything that it can have is in it.
     pub settled: bool,
+    /// Our role at it: equal where there is no other controller, else master or slave.
+    pub role: &'static str,
 }
 
 impl SwitchView {
@@ -355,6 +357,7 @@ impl SwitchView {
             meter_max: status.abilities.meter_max,
             bundles: status.abilities.bundles,
             settled: status.settled,
+            role: status.role,
         };
         SwitchView { connected: true, session: Some(session), ..SwitchView::absent(entry.dpid) }
     }

@@ -72,7 +72,8 @@ impl Datapath {
         let plan = Plan::new(layout, &self.ports, self.abilities);
         let (flows, meters) = self.wanted(&plan);
         let changes = reconcile((&flows, &meters), (&self.installed, &self.meters));
-        (changes, plan.obstacles.into_values().flatten().collect())
+        let standby = matches!(self.phase, Phase::Standby).then(|| super::STANDBY.to_owned());
+        (changes, standby.into_iter().chain(plan.obstacles.into_values().flatten()).collect())
     }
 
     fn send_changes(&mut self, now: Instant, changes: Changes, waiting: Vec<Done>, bundle: bool) {

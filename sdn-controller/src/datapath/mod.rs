@@ -3,6 +3,7 @@
 mod ask;
 mod change;
 mod learn;
+mod role;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use ofp::{
 use tokio::sync::oneshot;
 
 use crate::addresses::Addresses;
+use crate::controller::Options;
 use crate::entry::{self, Cookie, FlowKey, MeterBody};
 use crate::layout::SwitchLayout;
 use crate::metrics::Metrics;
@@ -25,12 +27,15 @@ use crate::reconcile::{Flows, Meters};
 use ask::Asks;
 pub use ask::{Answer, AskError};
 use change::Sent;
+use role::{Election, Turn};
 
 /// How long a switch may take to tell its flow entries, or to answer a barrier.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How long after somebody else deleted entries of ours they are written again: not at once, because two controllers
 /// that disagree must not spin.
 const REPAIR_DELAY: Duration = Duration::from_secs(1);
+/// Why nothing is done at a switch that another controller leads.
+const STANDBY: &str = "another controller leads the switch; it gets this from us when we do";
 /// How often old addresses are forgotten.
 const EXPIRY_INTERVAL: Duration = Duration::from_secs(10);
 /// Flow entries in one answer at most.
@@ -61,6 +66,8 @@ pub struct Refusal {
 pub struct Status {
     /// Whether everything that can be had is in the switch.
     pub settled: bool,
+    /// Our role at it.
+    pub role: &'static str,
     /// Its ports.
     pub ports: BTreeMap<PortNo, Port>,
     /// What it refused, by whom it was for.
@@ -134,6 +141,14 @@ pub enum Broken {
     Reassembly(#[from] ofp::ReassemblyError),
 }
 
+/// What a session is told when it begins.
+pub struct Setup {
+    /// What the controller does by itself.
+    pub options: Options,
+    /// The counters.
+    pub metrics: Arc<Metrics>,
+}
+
 /// Told when a wish is done.
 pub type Done = oneshot::Sender<Arc<Status>>;
 
@@ -153,6 +168,8 @@ struct Reading {
 }
 
 enum Phase {
+    /// Another controller leads the switch, or it is not known yet who does.
+    Standby,
     /// Waits for what the switch has.
     Reading(Box<Reading>),
     Idle,
@@ -168,6 +185,7 @@ enum Phase {
 
 /// One switch in session.
 pub struct Datapath {
+    election: Option<Election>,
     metrics: Arc<Metrics>,
     foreign: Foreign,
     layout: Arc<SwitchLayout>,
@@ -200,14 +218,15 @@ impl Datapath {
     pub fn new(
         ports: BTreeMap<PortNo, Port>,
         layout: Arc<SwitchLayout>,
-        foreign: Foreign,
-        metrics: Arc<Metrics>,
+        setup: Setup,
         xid: u32,
         now: Instant,
     ) -> Datapath {
+        let Setup { options, metrics } = setup;
         let mut datapath = Datapath {
             metrics,
-            foreign,
+            foreign: options.foreign,
+            election: options.priority.map(|priority| Election::new(priority, now)),
             layout,
             ports,
             abilities: Abilities::default(),
@@ -217,7 +236,7 @@ impl Datapath {
             refused: HashMap::new(),
             refused_meters: HashMap::new(),
             addresses: Addresses::default(),
-            phase: Phase::Idle,
+            phase: Phase::Standby,
             since: now,
             dirty: true,
             repair_at: None,
@@ -231,17 +250,27 @@ impl Datapath {
             xid,
             bundle_id: 1,
         };
-        let request = match foreign {
+        match datapath.election {
+            None => datapath.read_back(now),
+            Some(_) => datapath.campaign(now),
+        }
+        datapath
+    }
+
+    /// Asks the switch for what it has; from then on we drive it.
+    fn read_back(&mut self, now: Instant) {
+        let request = match self.foreign {
             Foreign::Keep => entry::ours_request(),
             Foreign::Remove => FlowStatsRequest::default(),
         };
-        let mut ask = |request| datapath.send(Body::MultipartRequest(request));
+        let mut ask = |request| self.send(Body::MultipartRequest(request));
         let flows = ask(MultipartRequest::Flow(request));
         let meters = ask(MultipartRequest::MeterConfig(ofp::meter::ALL));
         let meter_features = ask(MultipartRequest::MeterFeatures);
-        let bundle = datapath.send(datapath.bundle(BundleControlType::OpenRequest));
-        let barrier = datapath.send(Body::BarrierRequest);
-        datapath.phase = Phase::Reading(Box::new(Reading {
+        let bundle = self.send(self.bundle(BundleControlType::OpenRequest));
+        let barrier = self.send(Body::BarrierRequest);
+        self.since = now;
+        self.phase = Phase::Reading(Box::new(Reading {
             flows,
             meters,
             meter_features,
@@ -253,7 +282,53 @@ impl Datapath {
             abilities: Abilities::default(),
             barrier_passed: false,
         }));
-        datapath
+    }
+
+    /// Says to the switch what is due about who leads it.
+    fn campaign(&mut self, now: Instant) {
+        let Some(request) = self.election.as_mut().and_then(|election| election.due(now)) else { return };
+        let xid = self.send(request);
+        if let Some(election) = &mut self.election {
+            election.sent(xid, now);
+        }
+    }
+
+    fn turn(&mut self, now: Instant, turn: Turn) {
+        match turn {
+            Turn::None => {}
+            Turn::Lead => {
+                self.changed = true;
+                self.read_back(now);
+            }
+            Turn::Follow => self.stand_by(),
+        }
+        self.campaign(now);
+    }
+
+    /// Another controller drives the switch: what is in it is its business, and will be read back when it is ours again.
+    fn stand_by(&mut self) {
+        if let Phase::Changing { waiting, .. } = std::mem::replace(&mut self.phase, Phase::Standby) {
+            self.finished.extend(waiting);
+        }
+        self.plan = Plan::default();
+        self.installed.clear();
+        self.meters.clear();
+        self.refused.clear();
+        self.refused_meters.clear();
+        self.addresses = Addresses::default();
+        self.repair_at = None;
+        self.dirty = true;
+        self.changed = true;
+        self.finished.append(&mut self.waiting);
+    }
+
+    /// Who drives the switch, in the words of the specification.
+    fn role(&self) -> &'static str {
+        match (&self.election, &self.phase) {
+            (None, _) => "equal",
+            (_, Phase::Standby) => "slave",
+            _ => "master",
+        }
     }
 
     fn bundle(&self, kind: BundleControlType) -> Body {
@@ -310,11 +385,16 @@ impl Datapath {
             refuse(self.plan.meter_owners.get(id), Refused::Meter(*id), Some(*error));
         }
         refusals.values_mut().for_each(|list| list.sort_by(|a, b| a.what.cmp(&b.what)));
+        let mut obstacles = self.plan.obstacles.clone();
+        if matches!(self.phase, Phase::Standby) {
+            obstacles.entry(Owner::Networks).or_default().push(STANDBY.to_owned());
+        }
         Status {
+            role: self.role(),
             settled: !self.dirty && matches!(self.phase, Phase::Idle),
             ports: self.ports.clone(),
             refusals,
-            obstacles: self.plan.obstacles.clone(),
+            obstacles,
             flows: self.installed.len(),
             meters: self.meters.len(),
             addresses: self.addresses.len(),
@@ -331,7 +411,7 @@ impl Datapath {
         self.changed = true;
         self.waiting.push(done);
         self.change(now);
-        if matches!(self.phase, Phase::Idle) {
+        if matches!(self.phase, Phase::Idle | Phase::Standby) {
             self.finished.append(&mut self.waiting);
         }
     }
@@ -345,9 +425,15 @@ impl Datapath {
         match message.body {
             Body::MultipartReplyMore(reply) => self.part(now, xid, true, reply)?,
             Body::MultipartReply(reply) => self.part(now, xid, false, reply)?,
+            Body::RoleReply(reply) if self.election.as_mut().is_some_and(|e| e.takes(xid)) => {
+                let turn = self.election.as_mut().map_or(Turn::None, |e| e.answered(now, reply));
+                self.turn(now, turn);
+            }
+            Body::Error(error) if self.election.is_some() && self.deposed(now, xid, error.error) => {}
             Body::Error(error) => self.error(xid, error.error)?,
             Body::BarrierReply => self.barrier(now, xid),
             Body::BundleControl(control) => self.bundle_answer(xid, control.kind),
+            Body::PacketIn(_) | Body::FlowRemoved(_) if matches!(self.phase, Phase::Standby) => {}
             Body::PacketIn(packet_in) => self.packet_in(now, &packet_in),
             Body::PortStatus(status) => self.port_status(now, status),
             Body::FlowRemoved(removed) => self.flow_removed(now, &removed),
@@ -356,10 +442,30 @@ impl Datapath {
         Ok(())
     }
 
+    /// Whether an error is about who leads the switch.
+    fn deposed(&mut self, now: Instant, xid: u32, error: ErrorCode) -> bool {
+        let Some(election) = &mut self.election else { return false };
+        if election.takes(xid) {
+            if Election::has_none(error) {
+                // Then every controller drives it, and so do we.
+                self.election = None;
+                self.read_back(now);
+                return true;
+            }
+        } else if error != ErrorCode::IS_SLAVE || !election.leads() {
+            return false;
+        }
+        let turn = election.lose(now);
+        self.turn(now, turn);
+        true
+    }
+
     /// When [`Datapath::tick`] has something to do.
     pub fn deadline(&self) -> Instant {
-        let patience = (!matches!(self.phase, Phase::Idle)).then_some(self.since + PATIENCE);
-        let times = [patience, self.repair_at, self.asks.deadline()];
+        let busy = !matches!(self.phase, Phase::Idle | Phase::Standby);
+        let patience = busy.then_some(self.since + PATIENCE);
+        let election = self.election.as_ref().map(Election::deadline);
+        let times = [patience, self.repair_at, self.asks.deadline(), election];
         times.into_iter().flatten().fold(self.expire_at, Instant::min)
     }
 
@@ -374,9 +480,10 @@ impl Datapath {
                     return Err(Broken::Silent { request: "the request for its flow entries" });
                 }
                 Phase::Changing { .. } => return Err(Broken::Silent { request: "a barrier" }),
-                Phase::Idle => {}
+                Phase::Idle | Phase::Standby => {}
             }
         }
+        self.campaign(now);
         if self.repair_at.is_some_and(|at| now >= at) {
             self.repair_at = None;
             self.dirty = true;
@@ -427,6 +534,7 @@ impl Datapath {
         let Some(entries) = reading.entries.take_if(|_| reading.barrier_passed) else { return };
         let configs = std::mem::take(&mut reading.configs);
         self.abilities = reading.abilities;
+        self.installed.clear();
         self.plan = Plan::new(&self.layout, &self.ports, self.abilities);
         let (mut learned, mut foreign) = (Vec::new(), Vec::new());
         for stats in &entries {
