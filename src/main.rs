@@ -18,6 +18,7 @@ mod port;
 mod remote;
 mod settings;
 mod switch;
+mod tier;
 mod topology;
 mod trace;
 mod volume;
@@ -48,6 +49,8 @@ enum Noun {
     Pool(pool::Args),
     /// Golden images in tiered pools
     Image(image::Args),
+    /// Where the data of a volume in a pool are, and why
+    Tier(tier::Args),
     /// Long work of the storage daemon, such as drains
     Job(job::Args),
     /// Ports of the switch
@@ -81,6 +84,7 @@ fn main() -> ExitCode {
         Noun::Volume(args) => volume::run(args),
         Noun::Pool(args) => pool::run(args),
         Noun::Image(args) => image::run(args),
+        Noun::Tier(args) => tier::run(args),
         Noun::Job(args) => job::run(args),
         Noun::Port(args) => port::run(args),
         Noun::Fdb(args) => fdb::run(args),

@@ -48,6 +48,17 @@ enum Verb {
     },
     /// Make a pool larger while it is at work: more devices, or more of those it has
     Extend(Extend),
+    /// Set how much the volumes of a tenant may write together: more fail
+    Quota {
+        /// Name of the pool
+        name: String,
+        /// Name of the tenant
+        tenant: String,
+        /// Bytes, such as 1TiB, or none
+        size: String,
+        #[command(flatten)]
+        daemon: RunDir,
+    },
     /// Write everything back that is only on the fast devices; guests go on meanwhile
     ///
     /// It ends when all that was only there at the beginning has been written back, whatever guests write meanwhile.
@@ -162,6 +173,12 @@ pub fn run(args: Args) -> anyhow::Result<()> {
                 output::line(format_args!("{} has {}", extend.name, capacity(pool)));
                 warn(pool);
             });
+        }
+        Verb::Quota { name, tenant, size, daemon } => {
+            let path = format!("{}/tenants/{}", client::path(POOLS.path, &name), client::escape(&tenant));
+            let socket = daemon.admin_socket(POOLS.daemon);
+            client::request(&socket, Method::PUT, &path, Some(&json!({ "quota": size })))?;
+            output::line(format_args!("{tenant} may write {size} in {name}"));
         }
         Verb::Drain { name, hot: _, wait } => {
             wait.follow(&POOLS.act(wait.daemon(), &name, "drain", None)?)?;

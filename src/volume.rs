@@ -8,7 +8,8 @@ use serde_json::{Map, Value, json};
 
 use crate::client::{self, Collection, RunDir, SocketFlags};
 use crate::job::Wait;
-use crate::output::{self, Look};
+use crate::output::{self, BadInput, Look};
+use crate::tier::offset_of;
 
 const VOLUMES: Collection = Collection { daemon: "blk", path: "/v1/volumes" };
 
@@ -61,6 +62,27 @@ enum Verb {
     ///
     /// The daemon writes the file. Zeroes take no space in it; qcow2 needs QEMU's tools (qemu-img, qemu-nbd).
     Export(Export),
+    /// Say where the data of a volume in a pool are to be: auto (by heat), hot or cold
+    Pin {
+        /// Name of the volume
+        name: String,
+        /// auto, hot or cold
+        tier: String,
+        /// Only this part, in bytes or such as 1GiB:64MiB; whole units of 64KiB that it touches
+        #[arg(long, value_name = "OFFSET:LENGTH")]
+        range: Option<String>,
+        #[command(flatten)]
+        daemon: RunDir,
+    },
+    /// Change what a volume in a pool may use; what is not given stays as it is
+    Limit {
+        /// Name of the volume
+        name: String,
+        #[command(flatten)]
+        limits: Limits,
+        #[command(flatten)]
+        daemon: RunDir,
+    },
     /// Stop serving a volume and forget it; its file or device is left alone, its data in a pool are deleted
     Delete {
         /// Name of the volume
@@ -96,6 +118,32 @@ impl Export {
             body.insert("force".to_string(), json!(true));
         }
         Value::Object(body)
+    }
+}
+
+#[derive(clap::Args)]
+struct Limits {
+    /// Most bytes of the fast tier that it may have, such as 512MiB, or none
+    #[arg(long, value_name = "SIZE")]
+    hot_max: Option<String>,
+    /// Bytes of the fast tier that others do not take from it, or none
+    #[arg(long, value_name = "SIZE")]
+    hot_min: Option<String>,
+    /// Most bytes that it may have written, or none; more fail
+    #[arg(long, value_name = "SIZE")]
+    quota: Option<String>,
+    /// Who pays for it, or none; see `sluice pool quota`
+    #[arg(long, value_name = "NAME")]
+    tenant: Option<String>,
+}
+
+impl Limits {
+    fn put(&self, body: &mut Map<String, Value>) {
+        let Limits { hot_max, hot_min, quota, tenant } = self;
+        client::put_texts(
+            body,
+            [("hot_max", hot_max), ("hot_min", hot_min), ("quota", quota), ("tenant", tenant)],
+        );
     }
 }
 
@@ -141,6 +189,8 @@ struct Create {
     /// Where the pool keeps the data: auto, hot or cold [default: auto]
     #[arg(long, value_name = "TIER", requires = "pool")]
     pin: Option<String>,
+    #[command(flatten)]
+    limits: Limits,
     /// Keep no data at all, for benchmarks: requests complete at once
     #[arg(long)]
     null: bool,
@@ -180,6 +230,7 @@ impl Create {
             &mut body,
             [("size_bytes", &self.size), ("pool", &self.pool), ("pin", &self.pin), ("serial", &self.serial)],
         );
+        self.limits.put(&mut body);
         self.socket.put(&mut body);
         Value::Object(body)
     }
@@ -193,7 +244,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             output::line(format_args!("{} is served at {}", create.name, output::text(&made["socket_path"])));
         }
         Verb::List { look } => look.output.print(&VOLUMES.list(&look.daemon)?, list),
-        Verb::Show { name, look } => look.output.print(&VOLUMES.show(&look.daemon, &name)?, output::fields),
+        Verb::Show { name, look } => look.output.print(&VOLUMES.show(&look.daemon, &name)?, show),
         Verb::Resize { name, size, daemon } => {
             let volume = VOLUMES.one(&daemon, Method::PATCH, &name, Some(&json!({ "size_bytes": size })))?;
             output::line(format_args!("{name} has {}", output::bytes(&volume["size_bytes"])));
@@ -201,6 +252,25 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         Verb::Reopen { name, daemon } => {
             VOLUMES.act(&daemon, &name, "reopen", None)?;
             output::line(format_args!("{name} is served again"));
+        }
+        Verb::Pin { name, tier, range, daemon } => {
+            let mut body = Map::new();
+            body.insert("pin".to_string(), json!(tier));
+            if let Some(range) = range {
+                let (offset, length) = range.split_once(':').ok_or_else(|| {
+                    BadInput(format!("the range `{range}` is not OFFSET:LENGTH, such as 1GiB:64MiB"))
+                })?;
+                body.insert("offset".to_string(), json!(offset_of(offset)?));
+                body.insert("bytes".to_string(), json!(offset_of(length)?));
+            }
+            VOLUMES.act(&daemon, &name, "pin", Some(&Value::Object(body)))?;
+            output::line(format_args!("{name} is pinned: {tier}"));
+        }
+        Verb::Limit { name, limits, daemon } => {
+            let mut body = Map::new();
+            limits.put(&mut body);
+            let volume = VOLUMES.act(&daemon, &name, "limits", Some(&Value::Object(body)))?;
+            show(&volume);
         }
         Verb::Clone(fork) => fork.make(true)?,
         Verb::Snapshot(fork) => fork.make(false)?,
@@ -216,6 +286,17 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+fn show(volume: &Value) {
+    let mut flat = volume.as_object().cloned().unwrap_or_default();
+    // What the pool knows stands beside the rest.
+    let tier = flat.remove("tier");
+    for (key, value) in tier.iter().flat_map(|tier| tier.as_object().into_iter().flatten()) {
+        let shown = if key.ends_with("_bytes") { json!(output::bytes(value)) } else { value.clone() };
+        flat.insert(key.trim_end_matches("_bytes").to_string(), shown);
+    }
+    output::fields(&Value::Object(flat));
 }
 
 fn list(volumes: &Value) {

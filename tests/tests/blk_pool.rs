@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use tests::blk_frontend::{BlkFrontend, BlkOptions, BlkRequest, OK, WRITE};
+use tests::blk_frontend::{BlkFrontend, BlkOptions, BlkRequest, IO_ERROR, OK, WRITE};
 use tests::frontend::PATIENCE;
 use tests::holds_within;
 use tests::pool_bed::{Bed, MIB};
@@ -139,4 +139,122 @@ fn a_full_pool_is_extended_at_work() {
     }
     assert!(bed.refused(&["pool", "extend", "pool0"]).contains("no device"));
     assert_eq!(bed.pool()["devices"], before["devices"]);
+}
+
+/// Where data are and why, for people and programs, as they move.
+#[test]
+fn the_tiers_of_a_volume_are_shown_and_explained() {
+    let bed = Bed::new("8MiB", "64MiB");
+    bed.volume("v0", 32 * MIB, &[]);
+    let mut blk = connect(&bed, "v0");
+    write_units(&mut blk, 0, 16, 1);
+    let place = bed.json(&["tier", "explain", "v0", "0x20000"]);
+    assert_eq!((&place["tier"], &place["unit"]), (&"hot".into(), &serde_json::json!([0x20000, UNIT])));
+    assert_eq!(
+        (place["hot_bytes"].as_u64(), place["dirty_bytes"].as_u64()),
+        (Some(UNIT as u64), Some(UNIT as u64))
+    );
+    assert!(place["since_s"].as_f64().is_some_and(|since| since < 60.0), "{place}");
+    assert!(place["why"].as_str().is_some_and(|why| why.contains("`v0` used it")), "{place}");
+    for key in ["heat", "moves_when"] {
+        assert!(place[key].as_str().is_some_and(|text| !text.is_empty()), "{place}");
+    }
+    assert_eq!(bed.json(&["tier", "explain", "v0", "31MiB"])["tier"], "none");
+    bed.run(&["volume", "pin", "v0", "cold", "--range", "16MiB:1MiB"]);
+    write_units(&mut blk, 256, 16, 2);
+    let cold = bed.json(&["tier", "explain", "v0", "16MiB"]);
+    assert_eq!(
+        (&cold["tier"], &cold["moves_when"]),
+        (&"cold".into(), &"never: the volume is pinned cold".into())
+    );
+    assert!(bed.run(&["tier", "explain", "v0", "16777216"]).contains("moves when"));
+    let heat = bed.json(&["tier", "show", "v0"]);
+    let cells = heat["cells"].as_array().unwrap();
+    assert_eq!((heat["cell_bytes"].as_u64(), cells.len()), (Some(UNIT as u64), 512));
+    let hot = |cell: &Value| cell["hot_bytes"].as_u64().unwrap() as usize;
+    assert!((0..512).all(|at| hot(&cells[at]) == if at < 16 { UNIT } else { 0 }), "{heat}");
+    let map = bed.run(&["tier", "show", "v0"]);
+    assert!(map.contains(&format!("0x0 |{}{}|", "@".repeat(16), " ".repeat(48))), "{map}");
+    assert!(map.contains(&format!("0x1000000 |{}{}|", ".".repeat(16), " ".repeat(48))), "{map}");
+    assert!(map.contains("written 2MiB, hot 1MiB"), "{map}");
+    assert_eq!(bed.run(&["tier", "show", "v0", "--lines", "1"]).lines().count(), 4);
+    // What cannot be told.
+    assert!(bed.refused(&["tier", "explain", "v0", "32MiB"]).contains("it has 33554432 bytes"));
+    assert!(bed.refused(&["tier", "explain", "v1", "0"]).contains("there is no volume `v1`"));
+    bed.run(&["volume", "create", "raw", "--null", "--size", "1MiB"]);
+    assert!(bed.refused(&["tier", "show", "raw"]).contains("is in no pool"));
+}
+
+/// Bounds, quotas and pins hold, are shown, and are there after a crash.
+#[test]
+fn limits_hold_and_last() {
+    let mut bed = Bed::new("16MiB", "64MiB");
+    bed.run(&["pool", "quota", "pool0", "acme", "3MiB"]);
+    let options = ["--hot-max", "1MiB", "--hot-min", "512KiB", "--quota", "8MiB", "--tenant", "acme"];
+    bed.volume("v0", 16 * MIB, &options);
+    bed.volume("v1", 16 * MIB, &["--tenant", "acme", "--pin", "hot"]);
+    bed.run(&["volume", "pin", "v0", "hot", "--range", "1MiB:128KiB"]);
+    let (mut v0, mut v1) = (connect(&bed, "v0"), connect(&bed, "v1"));
+    write_units(&mut v0, 0, 32, 1);
+    write_units(&mut v1, 0, 16, 1);
+    // The tenant has its three MiB: one more unit fails, an overwrite does not.
+    assert_eq!(v1.write(16 * 128, &vec![1; UNIT]), IO_ERROR);
+    assert_eq!(v0.write(40 * 128, &vec![1; UNIT]), IO_ERROR);
+    assert_eq!(v0.write(0, &vec![2; UNIT]), OK);
+    bed.daemon.kill_and_restart();
+    let tier = bed.json(&["volume", "show", "v0"])["tier"].clone();
+    let expect = serde_json::json!({"pin": "auto", "quota_bytes": 8 * MIB, "hot_min_bytes": MIB / 2,
+        "hot_max_bytes": MIB, "tenant": "acme", "mapped_bytes": 2 * MIB,
+        "ranges": [{"offset": MIB, "bytes": 128 << 10, "pin": "hot"}], "hot_bytes": tier["hot_bytes"]});
+    assert_eq!(tier, expect);
+    assert!((1..=MIB).contains(&tier["hot_bytes"].as_u64().unwrap()), "{tier}");
+    let other = bed.json(&["volume", "show", "v1"]);
+    assert_eq!((&other["tier"]["pin"], &other["tier"]["tenant"]), (&"hot".into(), &"acme".into()));
+    assert!(bed.run(&["volume", "show", "v0"]).contains("acme"));
+    let tenants = &bed.pool()["usage"]["tenants"];
+    assert_eq!(
+        *tenants,
+        serde_json::json!([{"tenant": "acme", "mapped_bytes": 3 * MIB, "quota_bytes": 3 * MIB}])
+    );
+    // More quota, no limit, other pins.
+    bed.run(&["pool", "quota", "pool0", "acme", "none"]);
+    bed.run(&["volume", "limit", "v0", "--hot-max", "none", "--quota", "3MiB"]);
+    bed.run(&["volume", "pin", "v1", "auto"]);
+    v0.reconnect().unwrap();
+    v1.reconnect().unwrap();
+    write_units(&mut v1, 16, 16, 1);
+    write_units(&mut v0, 32, 16, 1);
+    assert_eq!(v0.write(48 * 128, &vec![1; UNIT]), IO_ERROR, "its own quota");
+    let tier = bed.json(&["volume", "show", "v0"])["tier"].clone();
+    assert!(tier.get("hot_max_bytes").is_none() && tier["hot_min_bytes"] == MIB / 2, "{tier}");
+    assert_eq!(bed.json(&["volume", "show", "v1"])["tier"]["pin"], "auto");
+    // What cannot be, all at once.
+    let refused = bed.refused(&[
+        "volume",
+        "create",
+        "v2",
+        "--pool",
+        "pool0",
+        "--size",
+        "1MiB",
+        "--hot-max",
+        "1MiB",
+        "--hot-min",
+        "2MiB",
+        "--quota",
+        "1MB",
+        "--tenant",
+        "A B",
+    ]);
+    for says in ["hot_min", "unknown unit `MB`", "not a name"] {
+        assert!(refused.contains(says), "{refused} does not say {says}");
+    }
+    let refused =
+        bed.refused(&["volume", "create", "v2", "--pool", "pool0", "--size", "1MiB", "--hot-min", "1GiB"]);
+    assert!(refused.contains("cannot be kept for one volume"), "{refused}");
+    assert!(
+        bed.refused(&["volume", "pin", "v0", "hot", "--range", "1GiB:1MiB"]).contains("not inside volume")
+    );
+    assert!(bed.refused(&["volume", "pin", "v0", "warm"]).contains("warm"));
+    assert_eq!(bed.pool()["usage"]["unnamed"], serde_json::json!([]));
 }

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use axum::extract::{Path, State};
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::routing::get;
 use axum::{Json, Router};
@@ -15,6 +16,8 @@ use utoipa_axum::routes;
 use crate::image::{ExportVolume, ImportImage, read_export, read_import};
 use crate::job::JobView;
 use crate::spec::{CreateVolume, ForkVolume, ResizeVolume, VolumeView, read_create, read_fork, read_resize};
+use crate::tier::explain::{CELLS_MAX, HeatView, PlaceView};
+use crate::tier::limits::{SetLimits, SetPin, SetTenant, read_limits, read_pin, read_tenant};
 use crate::tier::spec::{self as pools, CreatePool, ExtendPool, OpenPool, PoolView};
 use crate::volume::Volumes;
 
@@ -36,6 +39,11 @@ pub fn router(volumes: Arc<Volumes>) -> Router {
         .routes(routes!(extend_pool))
         .routes(routes!(import_image))
         .routes(routes!(export_volume))
+        .routes(routes!(set_tenant))
+        .routes(routes!(pin))
+        .routes(routes!(set_limits))
+        .routes(routes!(explain))
+        .routes(routes!(heat))
         .routes(routes!(list_jobs))
         .routes(routes!(show_job, cancel_job))
         .split_for_parts();
@@ -68,8 +76,8 @@ async fn create(
     State(volumes): State<Arc<Volumes>>,
     JsonBody(body): JsonBody,
 ) -> Result<(StatusCode, Json<VolumeView>), Problem> {
-    let spec = read_create(body)?;
-    let view = blocking(volumes, move |volumes| volumes.create(spec)).await??;
+    let new = read_create(body)?;
+    let view = blocking(volumes, move |volumes| volumes.create(new)).await??;
     Ok((StatusCode::CREATED, Json(view)))
 }
 
@@ -309,4 +317,104 @@ async fn extend_pool(
 ) -> Result<Json<PoolView>, Problem> {
     let more = pools::read_extend(&name, body)?;
     blocking(volumes, move |volumes| volumes.extend_pool(&name, &more)).await?.map(Json)
+}
+
+/// Set how much a tenant's volumes in a pool may write together.
+#[utoipa::path(put, path = "/v1/pools/{name}/tenants/{tenant}", params(("name" = String, Path), ("tenant" = String, Path)),
+    request_body = SetTenant, responses(
+        (status = 200, body = PoolView),
+        (status = 400, description = "All that is wrong with the request", body = Problem),
+        (status = 404, body = Problem),
+        (status = 409, description = "The pool is not open, or read-only", body = Problem),
+    ))]
+async fn set_tenant(
+    State(volumes): State<Arc<Volumes>>,
+    Path((name, tenant)): Path<(String, String)>,
+    JsonBody(body): JsonBody,
+) -> Result<Json<PoolView>, Problem> {
+    let quota = read_tenant(&tenant, body)?;
+    blocking(volumes, move |volumes| volumes.set_tenant(&name, &tenant, quota)).await?.map(Json)
+}
+
+/// Say where a volume's data, or a part of them, are to be.
+#[utoipa::path(post, path = "/v1/volumes/{name}/pin", params(("name" = String, Path)), request_body = SetPin,
+    responses(
+        (status = 200, body = VolumeView),
+        (status = 400, description = "All that is wrong with the request", body = Problem),
+        (status = 404, body = Problem),
+        (status = 409, description = "It is in no pool, or in one that is not open or read-only", body = Problem),
+    ))]
+async fn pin(
+    State(volumes): State<Arc<Volumes>>,
+    Path(name): Path<String>,
+    JsonBody(body): JsonBody,
+) -> Result<Json<VolumeView>, Problem> {
+    let (pin, range) = read_pin(&name, body)?;
+    blocking(volumes, move |volumes| volumes.pin(&name, pin, range)).await?.map(Json)
+}
+
+/// Change what a volume in a pool may use.
+#[utoipa::path(post, path = "/v1/volumes/{name}/limits", params(("name" = String, Path)), request_body = SetLimits,
+    responses(
+        (status = 200, body = VolumeView),
+        (status = 400, description = "All that is wrong with the request", body = Problem),
+        (status = 404, body = Problem),
+        (status = 409, description = "It is in no pool, or the pool cannot promise that", body = Problem),
+    ))]
+async fn set_limits(
+    State(volumes): State<Arc<Volumes>>,
+    Path(name): Path<String>,
+    JsonBody(body): JsonBody,
+) -> Result<Json<VolumeView>, Problem> {
+    let limits = read_limits(&name, body)?;
+    blocking(volumes, move |volumes| volumes.set_limits(&name, &limits)).await?.map(Json)
+}
+
+#[derive(serde::Deserialize, utoipa::IntoParams)]
+struct At {
+    /// A byte of the volume.
+    offset: u64,
+}
+
+#[derive(serde::Deserialize, utoipa::IntoParams)]
+struct Cells {
+    /// Cells at most, 1 to 4096; 1024 when absent.
+    cells: Option<u64>,
+}
+
+fn query<T>(query: Result<Query<T>, QueryRejection>) -> Result<T, Problem> {
+    let title = "the request's query cannot be read";
+    query
+        .map(|Query(query)| query)
+        .map_err(|error| Problem::invalid(title, Vec::new()).detail(error.body_text()))
+}
+
+/// Where a byte of a volume is, and why.
+#[utoipa::path(get, path = "/v1/volumes/{name}/explain", params(("name" = String, Path), At), responses(
+    (status = 200, body = PlaceView),
+    (status = 404, body = Problem),
+    (status = 409, description = "It is in no pool, or has no such byte", body = Problem),
+))]
+async fn explain(
+    State(volumes): State<Arc<Volumes>>,
+    Path(name): Path<String>,
+    at: Result<Query<At>, QueryRejection>,
+) -> Result<Json<PlaceView>, Problem> {
+    let At { offset } = query(at)?;
+    blocking(volumes, move |volumes| volumes.explain(&name, offset)).await?.map(Json)
+}
+
+/// Where the data of a volume are, cell by cell.
+#[utoipa::path(get, path = "/v1/volumes/{name}/heat", params(("name" = String, Path), Cells), responses(
+    (status = 200, body = HeatView),
+    (status = 404, body = Problem),
+    (status = 409, description = "It is in no pool", body = Problem),
+))]
+async fn heat(
+    State(volumes): State<Arc<Volumes>>,
+    Path(name): Path<String>,
+    cells: Result<Query<Cells>, QueryRejection>,
+) -> Result<Json<HeatView>, Problem> {
+    let cells = query(cells)?.cells.unwrap_or(1024).min(CELLS_MAX);
+    blocking(volumes, move |volumes| volumes.heat(&name, cells)).await?.map(Json)
 }

@@ -549,7 +549,7 @@ mod tests {
     use serde_json::json;
 
     fn spec(body: serde_json::Value) -> VolumeSpec {
-        crate::spec::read_create(body).expect("a good volume")
+        crate::spec::read_create(body).expect("a good volume").spec
     }
 
     fn error(body: serde_json::Value) -> String {

@@ -8,6 +8,7 @@ use telemetry::check::{Errors, Fields};
 use telemetry::{Problem, SocketAccess};
 
 use crate::request::SERIAL_BYTES;
+use crate::tier::limits::{ChangeLimits, TierView, limit_fields};
 use crate::tier::spec::{PinName, PoolPlace};
 
 /// Most queues of a volume.
@@ -99,6 +100,18 @@ pub struct VolumeView {
     pub state: VolumeState,
     /// Number of frontends connected now.
     pub frontends: u32,
+    /// What its pool knows of it, when one volume is shown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tier: Option<TierView>,
+}
+
+/// A volume that is to be made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewVolume {
+    /// What is kept of it.
+    pub spec: VolumeSpec,
+    /// What it may use of its pool.
+    pub limits: ChangeLimits,
 }
 
 /// Whether a volume is served.
@@ -140,6 +153,14 @@ pub struct CreateVolume {
     pool: Option<String>,
     /// Where a pool keeps the data: `auto`, `hot` or `cold`; `auto` when absent.
     pin: Option<String>,
+    /// Bytes of the pool that it may use, such as `10GiB`; no limit when absent.
+    quota: Option<String>,
+    /// Bytes of the hot tier that others do not take from it.
+    hot_min: Option<String>,
+    /// Bytes of the hot tier that it may have.
+    hot_max: Option<String>,
+    /// Who pays for it.
+    tenant: Option<String>,
     /// Size in bytes, or a text such as `4GiB`; needed unless the file or device exists.
     #[schema(value_type = Option<u64>)]
     size_bytes: Option<Value>,
@@ -169,11 +190,11 @@ pub struct ResizeVolume {
 }
 
 /// Checks the body of a request to create a volume. The keys are `name`, one of `file`, `device`, `pool` and
-/// `null`, `pin`, `size_bytes`, `queues`, `read_only`, `serial`, `block_size`, `socket_owner`, `socket_group`, `socket_mode`.
+/// `null`, `pin`, `quota`, `hot_min`, `hot_max`, `tenant`, `size_bytes`, `queues`, `read_only`, `serial`, `block_size`, `socket_owner`, `socket_group`, `socket_mode`.
 ///
 /// # Errors
 /// Everything that is wrong with it.
-pub fn read_create(body: Value) -> Result<VolumeSpec, Problem> {
+pub fn read_create(body: Value) -> Result<NewVolume, Problem> {
     let mut errors = Errors::new();
     let mut fields = Fields::new("", body, &mut errors);
     let name = fields.required::<String>("name", "a name").unwrap_or_default();
@@ -181,6 +202,11 @@ pub fn read_create(body: Value) -> Result<VolumeSpec, Problem> {
         fields.errors().name("name", &name);
     }
     let backing = read_backing(&mut fields);
+    let limits = limit_fields(&mut fields);
+    if !limits.is_empty() && matches!(backing, Some(Backing::File(_) | Backing::Device(_) | Backing::Null)) {
+        let remedy = "give a pool, or leave them out";
+        fields.errors().add("quota", "", "only volumes in a pool have limits", remedy);
+    }
     let block_bytes = fields.optional("block_size", "512 or 4096");
     if let Some(bytes) = block_bytes.filter(|bytes| ![512, 4096].contains(bytes)) {
         fields.errors().add("block_size", bytes, "not a block size", "use 512 or 4096");
@@ -198,7 +224,7 @@ pub fn read_create(body: Value) -> Result<VolumeSpec, Problem> {
     let backing = backing.unwrap_or(Backing::Null);
     let spec = VolumeSpec { name, backing, size_bytes, queues, read_only, serial, block_bytes, socket };
     let title = format!("the volume `{}` cannot be created", spec.name);
-    errors.into_result(title, spec)
+    errors.into_result(title, NewVolume { spec, limits })
 }
 
 /// The body of a request to make a snapshot or clone, as it is described to others; see [`read_fork`].
@@ -346,7 +372,7 @@ mod tests {
 
     #[test]
     fn defaults() {
-        let spec =
+        let NewVolume { spec, .. } =
             read_create(json!({"name": "v0", "file": "/a", "size_bytes": "4GiB"})).expect("a good volume");
         let expect = VolumeSpec {
             name: "v0".to_string(),
@@ -365,7 +391,7 @@ mod tests {
     fn what_is_kept_is_read_back() {
         let body = json!({"name": "z", "device": "/dev/zram0", "queues": 4, "read_only": true, "block_size": 4096,
             "serial": "S-1", "socket_owner": "0", "socket_group": "root", "socket_mode": "0660"});
-        let spec = read_create(body).expect("a good volume");
+        let NewVolume { spec, .. } = read_create(body).expect("a good volume");
         assert_eq!(spec.socket, SocketAccess { owner: Some(0), group: Some(0), mode: Some(0o660) });
         let text = serde_json::to_string(&spec).expect("serialisable");
         assert_eq!(serde_json::from_str::<VolumeSpec>(&text).expect("readable"), spec);
@@ -374,7 +400,7 @@ mod tests {
     #[test]
     fn a_long_name_gives_a_serial_that_fits() {
         let name = "a".repeat(40);
-        let spec =
+        let NewVolume { spec, .. } =
             read_create(json!({"name": name, "null": true, "size_bytes": 512})).expect("a good volume");
         assert_eq!(spec.serial.len(), SERIAL_BYTES);
     }

@@ -19,10 +19,10 @@ use crate::disk::{Disk, Seat};
 use crate::job::Jobs;
 use crate::metrics::QueueMetrics;
 use crate::outage::{Outage, poison_note};
-use crate::spec::{Backing, NewFork, VolumeSpec, VolumeState, VolumeView};
+use crate::spec::{Backing, NewFork, NewVolume, VolumeSpec, VolumeState, VolumeView};
 use crate::tier::control::{ChangeError, PoolHandle};
 use crate::tier::registry::{HeldPool, no_pool};
-use crate::tier::spec::{PinName, PoolPlace, PoolSpec};
+use crate::tier::spec::{PoolPlace, PoolSpec};
 use crate::worker::Command;
 
 /// File in the state directory that lists the volumes.
@@ -227,9 +227,16 @@ impl Volumes {
         self.lock().volumes.values().map(|volume| self.view(volume)).collect()
     }
 
-    /// One volume.
+    /// One volume, with what its pool knows of it.
     pub fn show(&self, name: &str) -> Result<VolumeView, Problem> {
-        self.lock().volumes.get(name).map(|volume| self.view(volume)).ok_or_else(|| no_volume(name))
+        let tier = self.tier_view(name)?;
+        let held = self.lock();
+        let mut view =
+            held.volumes.get(name).map(|volume| self.view(volume)).ok_or_else(|| no_volume(name))?;
+        if let (Some(tier), Backing::Pool(place)) = (&tier, &mut view.spec.backing) {
+            place.pin = tier.pin;
+        }
+        Ok(VolumeView { tier, ..view })
     }
 
     /// The block size in bytes of a volume.
@@ -260,7 +267,8 @@ impl Volumes {
     }
 
     /// Makes a volume and serves it.
-    pub fn create(&self, mut spec: VolumeSpec) -> Result<VolumeView, Problem> {
+    pub fn create(&self, new: NewVolume) -> Result<VolumeView, Problem> {
+        let NewVolume { mut spec, limits } = new;
         let mut held = self.lock();
         held.refuse_taken(&spec.name)?;
         self.workers()?;
@@ -269,9 +277,16 @@ impl Volumes {
                 let pool = held.open_pool(&place.name)?;
                 let size_bytes = spec.size_bytes.unwrap_or_default();
                 let title = format!("the volume `{}` cannot be created", spec.name);
-                place.id = make_in_pool(&pool, size_bytes, place.pin.into())
-                    .map_err(|error| refused(title, &error, "size_bytes", &size_bytes))?
-                    .0;
+                let id = make_in_pool(&pool, size_bytes, place.pin.into())
+                    .map_err(|error| refused(title.clone(), &error, "size_bytes", &size_bytes))?;
+                place.id = id.0;
+                let limited =
+                    if limits.is_empty() { Ok(()) } else { self.limit(&mut held, &pool, id, &limits) };
+                if let Err(reason) = limited {
+                    held.doomed.push(Doomed { pool: place.name.clone(), id: place.id });
+                    self.bury(&mut held);
+                    return Err(Problem::conflict(title).detail(reason));
+                }
                 Some(pool)
             }
             _ => None,
@@ -328,12 +343,7 @@ impl Volumes {
         let id = pool
             .fork(place.volume(), fork.writable)
             .map_err(|error| Problem::conflict(title).detail(chain_of(&error)))?;
-        let backing = Backing::Pool(PoolPlace {
-            id: id.0,
-            origin: Some(from.to_string()),
-            pin: PinName::Auto,
-            ..place.clone()
-        });
+        let backing = Backing::Pool(PoolPlace { id: id.0, origin: Some(from.to_string()), ..place.clone() });
         let serial = fork.serial.clone().unwrap_or_else(|| crate::spec::default_serial(&fork.name));
         let spec = VolumeSpec { name: fork.name, backing, read_only: !fork.writable, serial, ..source };
         self.put_into_service(&mut held, spec, Some(pool))
@@ -559,6 +569,7 @@ impl Volumes {
             socket_path: self.socket_path(&volume.spec.name),
             state,
             frontends,
+            tier: None,
         }
     }
 }

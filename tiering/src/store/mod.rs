@@ -420,6 +420,11 @@ impl Store {
         self.stats
     }
 
+    /// The time of the last [`Store::tick`], ns.
+    pub fn now_ns(&self) -> u64 {
+        self.now_ns
+    }
+
     /// Why the pool takes no writes, if so.
     pub fn read_only(&self) -> Option<&'static str> {
         self.read_only

@@ -8,7 +8,9 @@
 pub mod control;
 pub mod device;
 mod drain;
+pub mod explain;
 mod extend;
+pub mod limits;
 mod metrics;
 mod pool;
 pub mod registry;

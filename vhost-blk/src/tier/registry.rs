@@ -13,10 +13,11 @@ use uuid::Uuid;
 use super::PoolStart;
 use super::control::{PoolHandle, PoolStatus};
 use super::device::{Devices, OpenDevice, SCRATCH_BUFFERS};
+use super::limits::TenantUsage;
 use super::metrics::PoolMetrics;
 use super::spec::{
     DeviceSpec, LostRange, MoreDevices, NewDevice, NewPool, PoolSpec, PoolState, PoolUsage, PoolView,
-    TierName,
+    TenantSpec, TierName,
 };
 use crate::spec::Backing;
 use crate::volume::{Held, Volumes, chain_of};
@@ -70,6 +71,7 @@ impl Volumes {
             uuid: Uuid::new_v4(),
             devices: devices.iter().enumerate().map(member).collect(),
             migration_bytes_per_s: new.migration_bytes_per_s,
+            tenants: Vec::new(),
         };
         let open = format(&spec, &devices).and_then(|devices| {
             self.start_pool(&spec, devices, &workers[held.pools.len() % workers.len()], false)
@@ -365,8 +367,9 @@ pub(super) fn view(held: &Held, pool: &HeldPool) -> PoolView {
         warnings
             .push("the hot tier is larger than the cold one: what is beyond it is never used".to_string());
     }
+    let tenants = spec.tenants.clone();
     let gathered = match &pool.open {
-        Ok(handle) => handle.ask(gather).map_err(|gone| gone.to_string()),
+        Ok(handle) => handle.ask(move |store| gather(store, &tenants)).map_err(|gone| gone.to_string()),
         Err(reason) => Err(reason.clone()),
     };
     let (state, usage) = match gathered {
@@ -410,7 +413,7 @@ pub(super) fn view(held: &Held, pool: &HeldPool) -> PoolView {
 
 type Gathered = (PoolUsage, Vec<VolumeInfo>, Vec<tiering::Lost>, Option<&'static str>);
 
-fn gather(store: &mut Store) -> Gathered {
+fn gather(store: &mut Store, tenants: &[TenantSpec]) -> Gathered {
     let bytes = |units: u64| units * UNIT_BYTES;
     let (hot_free, hot) = store.hot_slots();
     let (cold_free, cold) = store.cold_slots();
@@ -423,6 +426,13 @@ fn gather(store: &mut Store) -> Gathered {
         dirty_bytes: bytes(store.dirty_slots().into()),
         promised_bytes: volumes.iter().map(|volume| volume.size_bytes).sum(),
         waiting_writes: store.waiting_for_space() as u64,
+        tenants: tenants
+            .iter()
+            .map(|tenant| {
+                let (mapped_bytes, quota_bytes) = store.tenant_usage(tiering::TenantId(tenant.id));
+                TenantUsage { tenant: tenant.name.clone(), mapped_bytes, quota_bytes }
+            })
+            .collect(),
         ..PoolUsage::default()
     };
     (usage, volumes, store.lost(), store.read_only())

@@ -68,6 +68,19 @@ pub struct PoolSpec {
     /// Most bytes a second that moves between the tiers may take; `None` is no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub migration_bytes_per_s: Option<u64>,
+    /// Names of tenants, whom the pool knows by number.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tenants: Vec<TenantSpec>,
+}
+
+/// A tenant of a pool as it is kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TenantSpec {
+    /// Its name.
+    pub name: String,
+    /// What the pool calls it.
+    pub id: u32,
 }
 
 impl PoolSpec {
@@ -116,6 +129,16 @@ pub enum PinName {
 impl PinName {
     fn is_auto(&self) -> bool {
         *self == PinName::Auto
+    }
+}
+
+impl From<Pin> for PinName {
+    fn from(pin: Pin) -> PinName {
+        match pin {
+            Pin::Auto => PinName::Auto,
+            Pin::Hot => PinName::Hot,
+            Pin::Cold => PinName::Cold,
+        }
     }
 }
 
@@ -185,6 +208,8 @@ pub struct PoolUsage {
     pub waiting_writes: u64,
     /// Numbers of volumes in the pool that no name belongs to.
     pub unnamed: Vec<u32>,
+    /// What tenants use.
+    pub tenants: Vec<super::limits::TenantUsage>,
     /// Data that were lost with a hot device, as `volume, first byte, bytes`.
     pub lost: Vec<LostRange>,
 }
