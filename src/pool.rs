@@ -36,7 +36,9 @@ enum Verb {
         #[command(flatten)]
         look: Look,
     },
-    /// Open a pool that failed, once what was missing is back
+    /// Open a pool that failed or became read-only, once what was missing is back
+    ///
+    /// A pool that failed is also tried again by itself. Guests of a read-only one are disconnected for a moment.
     Open {
         /// Name of the pool
         name: String,
@@ -48,6 +50,13 @@ enum Verb {
     },
     /// Make a pool larger while it is at work: more devices, or more of those it has
     Extend(Extend),
+    /// Check the metadata of a pool on its devices; guests go on meanwhile. Exit code 1 if something is wrong
+    Check {
+        /// Name of the pool
+        name: String,
+        #[command(flatten)]
+        look: Look,
+    },
     /// Set how much the volumes of a tenant may write together: more fail
     Quota {
         /// Name of the pool
@@ -174,6 +183,14 @@ pub fn run(args: Args) -> anyhow::Result<()> {
                 warn(pool);
             });
         }
+        Verb::Check { name, look } => {
+            let checked = POOLS.act(&look.daemon, &name, "check", None)?;
+            look.output.print(&checked, check);
+            let findings = checked["findings"].as_array().map_or(0, Vec::len);
+            if findings > 0 {
+                anyhow::bail!("the pool `{name}`: {findings} findings");
+            }
+        }
         Verb::Quota { name, tenant, size, daemon } => {
             let path = format!("{}/tenants/{}", client::path(POOLS.path, &name), client::escape(&tenant));
             let socket = daemon.admin_socket(POOLS.daemon);
@@ -196,6 +213,18 @@ fn warn(pool: &Value) {
     for warning in pool["warnings"].as_array().into_iter().flatten() {
         output::warning(output::text(warning));
     }
+}
+
+fn check(checked: &Value) {
+    for finding in checked["findings"].as_array().into_iter().flatten() {
+        output::line(output::text(finding));
+    }
+    let of = |key: &str| bytes(&checked[key]);
+    let (volumes, records) = (output::text(&checked["volumes"]), output::text(&checked["journal_records"]));
+    let (mapped, used, hot) = (of("mapped_bytes"), of("used_bytes"), of("hot_bytes"));
+    output::line(format_args!(
+        "checked {volumes} volumes, {mapped} mapped to {used}, {hot} hot, {records} journal records"
+    ));
 }
 
 fn state(pool: &Value) -> String {
@@ -224,6 +253,16 @@ fn list(pools: &Value) {
     output::table(["NAME", "STATE", "USED", "HOT", "DIRTY", "VOLUMES"], rows);
 }
 
+/// `v0 65536..131072, v1 0..4096`
+fn ranges(lost: &Value) -> String {
+    let range = |lost: &Value| {
+        let (offset, bytes) =
+            (lost["offset"].as_u64().unwrap_or_default(), lost["bytes"].as_u64().unwrap_or_default());
+        format!("{} {offset}..{}", output::text(&lost["volume"]), offset + bytes)
+    };
+    lost.as_array().into_iter().flatten().map(range).collect::<Vec<_>>().join(", ")
+}
+
 fn show(pool: &Value) {
     let mut rows = vec![["name".to_string(), output::text(&pool["name"])]];
     rows.push(["uuid".to_string(), output::text(&pool["uuid"])]);
@@ -236,7 +275,11 @@ fn show(pool: &Value) {
         rows.push([format!("{} device", output::text(&device["tier"])), text]);
     }
     for (key, value) in pool["usage"].as_object().into_iter().flatten() {
-        let shown = if key.ends_with("_bytes") { bytes(value) } else { output::text(value) };
+        let shown = match key.as_str() {
+            "lost" => ranges(value),
+            key if key.ends_with("_bytes") => bytes(value),
+            _ => output::text(value),
+        };
         rows.push([key.trim_end_matches("_bytes").replace('_', " "), shown]);
     }
     let volumes: Vec<String> = pool["volumes"].as_array().into_iter().flatten().map(output::text).collect();

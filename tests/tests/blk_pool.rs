@@ -1,12 +1,14 @@
 //! What an operator does with pools while guests are at work.
 
+use std::os::unix::fs::FileExt as _;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use tests::blk_frontend::{BlkFrontend, BlkOptions, BlkRequest, IO_ERROR, OK, WRITE};
+use tests::blk_frontend::{BlkFrontend, BlkOptions, BlkRequest, IO_ERROR, OK, READ, WRITE};
 use tests::frontend::PATIENCE;
 use tests::holds_within;
 use tests::pool_bed::{Bed, MIB};
+use tiering::superblock::{SUPERBLOCK_BYTES, Superblock};
 
 /// A unit of the tiered store.
 const UNIT: usize = 64 << 10;
@@ -257,4 +259,191 @@ fn limits_hold_and_last() {
     );
     assert!(bed.refused(&["volume", "pin", "v0", "warm"]).contains("warm"));
     assert_eq!(bed.pool()["usage"]["unnamed"], serde_json::json!([]));
+}
+
+/// A check finds nothing wrong with a pool at work, and names what is: as text, as JSON, and by its exit code.
+#[test]
+fn a_check_tells_what_is_damaged() {
+    let mut bed = Bed::new("8MiB", "64MiB");
+    bed.volume("v0", 16 * MIB, &[]);
+    let mut blk = connect(&bed, "v0");
+    write_units(&mut blk, 0, 64, 1);
+    bed.run(&["volume", "clone", "v0", "c0"]);
+    write_units(&mut blk, 0, 8, 2);
+    assert_eq!(blk.flush(), OK);
+    let checked = bed.json(&["pool", "check", "pool0"]);
+    assert_eq!(checked["findings"], serde_json::json!([]));
+    assert_eq!((checked["volumes"].as_u64(), checked["mapped_bytes"].as_u64()), (Some(2), Some(8 * MIB)));
+    assert_eq!(checked["used_bytes"].as_u64(), Some(4 * MIB + 8 * UNIT as u64), "{checked}");
+    assert!(bed.run(&["pool", "check", "pool0"]).contains("checked 2 volumes, 8MiB mapped"));
+    // The checkpoint of a clean stop stands on both tiers; one copy is spoilt, and with it one of the superblocks.
+    bed.daemon.stop();
+    let cold = bed.site.dir.join("cold.img");
+    let file = std::fs::File::options().read(true).write(true).open(&cold).unwrap();
+    let mut bytes = vec![0; 64 << 10];
+    file.read_exact_at(&mut bytes, 0).unwrap();
+    let (first, second) = bytes[..2 * SUPERBLOCK_BYTES].split_at(SUPERBLOCK_BYTES);
+    let block = Superblock::newest(first, second).unwrap();
+    let area = block.area(block.checkpoint.id);
+    file.write_all_at(&[0xa5; 512], area + 512).unwrap();
+    bed.daemon = tests::daemon::Daemon::blk(&bed.site);
+    let refused = bed.refused(&["pool", "check", "pool0"]);
+    assert!(refused.contains("the pool `pool0`: 1 findings"), "{refused}");
+    let output = bed.site.command(&["pool", "check", "pool0"]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(said.contains(&format!("checkpoint {} on device 1 is damaged", block.checkpoint.id)), "{said}");
+    assert_eq!(output.status.code(), Some(1));
+    blk.reconnect().unwrap();
+    assert_eq!(blk.read(0, UNIT), vec![2; UNIT]);
+}
+
+/// A hot device that fails under load makes the pool read-only: what is lost is named in the log and shown, the rest is
+/// read, nothing says that it could be written again, and the pool opens again when the device is back.
+#[test]
+fn a_lost_hot_device_is_named_with_what_it_had() {
+    let mut bed = Bed::new("8MiB", "64MiB");
+    for name in ["safe", "v0"] {
+        bed.volume(name, 8 * MIB, if name == "safe" { &["--pin", "cold"] } else { &[] });
+    }
+    let (mut safe, mut blk) = (connect(&bed, "safe"), connect(&bed, "v0"));
+    write_units(&mut safe, 0, 8, 1);
+    // The cold tier alone knows what the last checkpoint knew; a drain ends with one.
+    bed.run(&["pool", "drain", "pool0", "--hot"]);
+    write_units(&mut blk, 0, 8, 2);
+    assert_eq!(blk.flush(), OK);
+    let (hot, kept) = (bed.site.dir.join("hot.img"), bed.site.dir.join("hot.kept"));
+    std::fs::copy(&hot, &kept).unwrap();
+    std::fs::File::options().write(true).open(&hot).unwrap().set_len(0).unwrap();
+    let read = BlkRequest { kind: READ, read_bytes: UNIT, ..Default::default() };
+    assert_eq!(blk.ask(&read).status, IO_ERROR);
+    let read_only = || bed.pool()["state"].get("read_only").is_some();
+    assert!(holds_within(PATIENCE, read_only), "{}", bed.pool());
+    assert_eq!(safe.read(0, UNIT), vec![1; UNIT], "what is elsewhere is read");
+    assert_eq!(blk.write(0, &vec![3; UNIT]), IO_ERROR);
+    let usage = bed.pool()["usage"].clone();
+    assert_eq!(usage["lost"], serde_json::json!([{"volume": "v0", "offset": 0, "bytes": 8 * UNIT}]));
+    assert_eq!(usage["lost_devices"], serde_json::json!([hot]));
+    assert!(bed.run(&["pool", "show", "pool0"]).contains("v0 0..524288"));
+    assert!(holds_within(PATIENCE, || bed.daemon.log().contains("these bytes of the volume cannot be read")));
+    let log = bed.daemon.log();
+    assert!(log.contains("0..524288") && log.contains("hot.img"), "{log}");
+    for volume in ["safe", "v0"] {
+        let refused = bed.refused(&["volume", "reopen", volume]);
+        assert!(refused.contains("its pool `pool0` is read-only"), "{refused}");
+    }
+    // Without the device nothing but a degraded opening is possible; with it all is there.
+    std::fs::rename(&hot, bed.site.dir.join("hot.gone")).unwrap();
+    let refused = bed.refused(&["pool", "open", "pool0"]);
+    assert!(refused.contains("--degraded") && refused.contains("hot.img"), "{refused}");
+    assert!(bed.pool()["state"].get("failed").is_some());
+    assert!(bed.run(&["pool", "open", "pool0", "--degraded"]).contains("read-only"));
+    safe.reconnect().unwrap_or_else(|error| panic!("{error}: {}", bed.daemon.log()));
+    assert_eq!(safe.read(0, UNIT), vec![1; UNIT]);
+    std::fs::rename(&kept, &hot).unwrap();
+    assert!(bed.run(&["pool", "open", "pool0"]).contains("is open"));
+    blk.reconnect().unwrap();
+    assert_eq!(blk.read(0, UNIT), vec![2; UNIT]);
+    assert_eq!(blk.write(0, &vec![4; UNIT]), OK);
+    bed.daemon.assert_alive();
+}
+
+/// Devices that are not there, or somebody else's, are refused with their names; a pool that failed opens by itself.
+#[test]
+fn a_pool_whose_devices_are_wrong_is_not_opened_and_tried_again() {
+    let mut bed = Bed::new("8MiB", "64MiB");
+    bed.volume("v0", 8 * MIB, &[]);
+    let (hot1, cold1) = (bed.device("hot1", "8MiB"), bed.device("cold1", "64MiB"));
+    bed.run(&["pool", "create", "pool1", "--hot", &hot1, "--cold", &cold1]);
+    let mut blk = connect(&bed, "v0");
+    write_units(&mut blk, 0, 8, 1);
+    // In use, here and by force: nothing is changed.
+    for extra in [&[][..], &["--force"]] {
+        let create = ["pool", "create", "pool2", "--hot", &hot1, "--cold", &bed.device("cold2", "64KiB")];
+        let refused = bed.refused(&[&create[..], extra].concat());
+        assert!(refused.contains("in use by the pool `pool1`"), "{refused}");
+    }
+    bed.daemon.stop();
+    let hot = bed.site.dir.join("hot.img");
+    let (other, away) = (bed.site.dir.join("hot1.img"), bed.site.dir.join("away"));
+    std::fs::rename(&hot, &away).unwrap();
+    std::fs::copy(&other, &hot).unwrap();
+    bed.daemon = tests::daemon::Daemon::blk(&bed.site);
+    let reason = |bed: &Bed| bed.pool()["state"]["failed"]["reason"].as_str().unwrap_or_default().to_string();
+    assert!(reason(&bed).contains("hot.img belongs to the pool"), "{}", bed.pool());
+    assert_eq!(bed.json(&["pool", "show", "pool1"])["state"], "open");
+    // All is back: nobody has to say a word.
+    std::fs::rename(&away, &hot).unwrap();
+    assert!(holds_within(PATIENCE, || bed.pool()["state"] == "open"), "{}", bed.pool());
+    blk.reconnect().unwrap();
+    assert_eq!(blk.read(0, UNIT), vec![1; UNIT]);
+}
+
+/// A volume in a pool grows under its guest, which is told; it does not shrink.
+#[test]
+fn a_tiered_volume_grows_and_does_not_shrink() {
+    let bed = Bed::new("8MiB", "64MiB");
+    bed.volume("v0", 8 * MIB, &[]);
+    let mut blk = connect(&bed, "v0");
+    write_units(&mut blk, 0, 8, 1);
+    bed.run(&["volume", "resize", "v0", "16MiB"]);
+    assert_eq!(blk.capacity().unwrap(), 16 * MIB / 512);
+    write_units(&mut blk, 200, 8, 2);
+    let refused = bed.refused(&["volume", "resize", "v0", "4MiB"]);
+    assert!(refused.contains("size_bytes"), "{refused}");
+    assert_eq!(blk.capacity().unwrap(), 16 * MIB / 512);
+    assert_eq!(blk.read(200 * 128, UNIT), vec![2; UNIT]);
+}
+
+/// What is counted is there and moves.
+#[test]
+fn pools_and_their_volumes_are_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let site = tests::binary::site(dir.path());
+    let daemon = site.blk().unwrap();
+    let device = |name: &str, size: &str| format!("{}:{size}", site.dir.join(name).display());
+    site.sluice(&[
+        "pool",
+        "create",
+        "p",
+        "--hot",
+        &device("hot", "8MiB"),
+        "--cold",
+        &device("cold", "64MiB"),
+    ])
+    .unwrap();
+    site.sluice(&["volume", "create", "v0", "--pool", "p", "--size", "32MiB"]).unwrap();
+    let mut blk = BlkFrontend::connect(site.socket("v0"), BlkOptions::default()).unwrap();
+    write_units(&mut blk, 0, 256, 1);
+    for unit in 0..256 {
+        blk.read(unit * 128, UNIT);
+    }
+    assert_eq!(blk.flush(), OK);
+    let value =
+        |name: &str, labels: &[(&str, &str)]| daemon.metrics().unwrap().sum(name, labels).unwrap_or_default();
+    for (name, labels) in [
+        ("sluice_tier_hits_total", &[("op", "read"), ("tier", "hot")][..]),
+        ("sluice_tier_misses_total", &[("op", "read"), ("tier", "cold")]),
+        ("sluice_tier_promotions_total", &[]),
+        ("sluice_tier_demotions_total", &[]),
+        ("sluice_tier_dirty_bytes", &[]),
+        ("sluice_tier_dirty_age_seconds", &[]),
+        ("sluice_tier_log_blocks", &[]),
+        ("sluice_tier_log_blocks_max", &[]),
+        ("sluice_tier_journal_write_seconds_count", &[]),
+        ("sluice_tier_flush_seconds_count", &[]),
+        ("sluice_tier_migration_bytes_per_second", &[]),
+        ("sluice_tier_fill_percent", &[]),
+        ("sluice_tier_full_in_seconds", &[]),
+        ("sluice_tier_volume_mapped_bytes", &[("volume", "v0")]),
+        ("sluice_tier_volume_hot_bytes", &[("volume", "v0")]),
+        ("sluice_tier_volume_hot_percent", &[("volume", "v0")]),
+    ] {
+        assert!(holds_within(PATIENCE, || value(name, labels) > 0.0), "{name} is {}", value(name, labels));
+    }
+    assert_eq!(value("sluice_tier_volume_mapped_bytes", &[]), (16 * MIB) as f64);
+    let aborted = daemon.metrics().unwrap().text().contains("sluice_tier_moves_aborted_total");
+    assert!(aborted, "aborted moves are counted");
+    // Nothing happens any more: nothing moves, nothing fills.
+    let quiet = || value("sluice_tier_migration_bytes_per_second", &[]) < 1e6;
+    assert!(holds_within(PATIENCE, quiet));
 }

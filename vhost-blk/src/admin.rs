@@ -16,6 +16,7 @@ use utoipa_axum::routes;
 use crate::image::{ExportVolume, ImportImage, read_export, read_import};
 use crate::job::JobView;
 use crate::spec::{CreateVolume, ForkVolume, ResizeVolume, VolumeView, read_create, read_fork, read_resize};
+use crate::tier::check::CheckView;
 use crate::tier::explain::{CELLS_MAX, HeatView, PlaceView};
 use crate::tier::limits::{SetLimits, SetPin, SetTenant, read_limits, read_pin, read_tenant};
 use crate::tier::spec::{self as pools, CreatePool, ExtendPool, OpenPool, PoolView};
@@ -40,6 +41,7 @@ pub fn router(volumes: Arc<Volumes>) -> Router {
         .routes(routes!(import_image))
         .routes(routes!(export_volume))
         .routes(routes!(set_tenant))
+        .routes(routes!(check_pool))
         .routes(routes!(pin))
         .routes(routes!(set_limits))
         .routes(routes!(explain))
@@ -417,4 +419,16 @@ async fn heat(
 ) -> Result<Json<HeatView>, Problem> {
     let cells = query(cells)?.cells.unwrap_or(1024).min(CELLS_MAX);
     blocking(volumes, move |volumes| volumes.heat(&name, cells)).await?.map(Json)
+}
+
+/// Check the metadata of a pool on its devices; guests go on meanwhile.
+#[utoipa::path(post, path = "/v1/pools/{name}/check", params(("name" = String, Path)), responses(
+    (status = 200, description = "What was found, perhaps nothing", body = CheckView),
+    (status = 404, body = Problem),
+))]
+async fn check_pool(
+    State(volumes): State<Arc<Volumes>>,
+    Path(name): Path<String>,
+) -> Result<Json<CheckView>, Problem> {
+    blocking(volumes, move |volumes| volumes.check_pool(&name)).await?.map(Json)
 }

@@ -19,6 +19,11 @@ pub(crate) struct Outage {
     next: Instant,
 }
 
+/// Pause after so many attempts before the last one.
+pub(crate) fn pause(attempts: u32) -> Duration {
+    RETRY_FIRST.saturating_mul(1 << attempts.min(16)).min(RETRY_MAX)
+}
+
 impl Outage {
     /// The first attempt failed.
     pub(crate) fn first(problem: Problem) -> Outage {
@@ -32,7 +37,7 @@ impl Outage {
 
     /// One more attempt failed.
     fn again(&mut self, problem: &Problem, now: Instant) {
-        let pause = RETRY_FIRST.saturating_mul(1 << self.attempts.min(16)).min(RETRY_MAX);
+        let pause = pause(self.attempts);
         self.reason = problem.to_string();
         self.attempts = self.attempts.saturating_add(1);
         self.next = now + pause;
@@ -53,10 +58,13 @@ pub(crate) fn poison_note(volume: &str) -> String {
 }
 
 impl Volumes {
-    /// Tries those again that are not served and whose time has come. For a timer.
+    /// Tries those again that are not served and whose time has come, first the pools; updates what is shown of volumes
+    /// in pools. For a timer.
     pub fn retry(&self, now: Instant) {
         let Ok(workers) = self.workers() else { return };
         let mut held = self.lock();
+        self.look_after_pools(&mut held, now);
+        held.update_gauges();
         let due =
             |volume: &crate::volume::Volume| matches!(&volume.service, Err(outage) if outage.next <= now);
         let names: Vec<_> =
@@ -82,12 +90,22 @@ impl Volumes {
     /// There is no such volume, it is served as it should be, or it fails again.
     pub fn reopen(&self, name: &str) -> Result<VolumeView, Problem> {
         let mut held = self.lock();
-        let volume = held.volumes.get_mut(name).ok_or_else(|| no_volume(name))?;
+        let volume = held.volumes.get(name).ok_or_else(|| no_volume(name))?;
+        if let Some(place) = volume.spec.backing.place()
+            && let Some(Ok(pool)) = held.pools.get(&place.name).map(|pool| &pool.open)
+            && let Some(why) = pool.status().read_only()
+        {
+            let title = format!("the volume `{name}` cannot be written again");
+            let remedy = format!("when that is mended: `sluice pool open {}`", place.name);
+            let detail = format!("its pool `{}` is read-only: {why}; {remedy}", place.name);
+            return Err(Problem::conflict(title).detail(detail));
+        }
         if let Ok(service) = &volume.service
             && service.shared.disk.poisoned().is_none()
         {
             return Err(Problem::conflict(format!("the volume `{name}` is served already")));
         }
+        let Some(volume) = held.volumes.get_mut(name) else { return Err(no_volume(name)) };
         let forgotten = self.state()?.remove(&poison_note(name));
         forgotten.map_err(|error| Problem::internal(error.to_string()))?;
         let closed = Outage::waiting("it is being opened again");

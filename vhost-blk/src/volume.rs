@@ -20,6 +20,7 @@ use crate::job::Jobs;
 use crate::metrics::QueueMetrics;
 use crate::outage::{Outage, poison_note};
 use crate::spec::{Backing, NewFork, NewVolume, VolumeSpec, VolumeState, VolumeView};
+use crate::tier::VolumeGauges;
 use crate::tier::control::{ChangeError, PoolHandle};
 use crate::tier::registry::{HeldPool, no_pool};
 use crate::tier::spec::{PoolPlace, PoolSpec};
@@ -144,6 +145,8 @@ pub(crate) struct Service {
     pub(crate) shared: Arc<Shared>,
     endpoint: Endpoint,
     size: Gauge,
+    /// For one in a pool.
+    tier: Option<VolumeGauges>,
 }
 
 /// All volumes of a daemon. Its methods block: on files, and on workers that drain queues.
@@ -524,7 +527,9 @@ impl Volumes {
             disk.unmake();
             refused(title, &error, "name", &spec.name)
         })?;
-        Ok(Service { shared, endpoint, size })
+        let place = spec.backing.place();
+        let tier = place.map(|place| VolumeGauges::new(&self.registry, &place.name, &spec.name));
+        Ok(Service { shared, endpoint, size, tier })
     }
 
     /// A volume in a pool as the pool knows it.
@@ -575,6 +580,31 @@ impl Volumes {
 }
 
 impl Held {
+    /// Ends the sessions of a volume and waits until their queues are drained.
+    pub(crate) fn put_out_of_service(&mut self, name: &str, why: &str) {
+        if let Some(volume) = self.volumes.get_mut(name) {
+            volume.service = Err(Outage::waiting(why));
+        }
+    }
+
+    /// Takes over what the pools say of their volumes.
+    pub(crate) fn update_gauges(&self) {
+        for pool in self.pools.values() {
+            let Ok(handle) = &pool.open else { continue };
+            // A pool that is gone has nothing to show.
+            let all = handle.ask(|store| store.volumes().collect::<Vec<_>>()).unwrap_or_default();
+            let infos: BTreeMap<u32, _> = all.into_iter().map(|info| (info.id.0, info)).collect();
+            for volume in self.volumes.values() {
+                if let (Some(place), Ok(service)) = (volume.spec.backing.place(), &volume.service)
+                    && place.name == pool.spec.name
+                    && let (Some(gauges), Some(info)) = (&service.tier, infos.get(&place.id))
+                {
+                    gauges.update(info);
+                }
+            }
+        }
+    }
+
     /// A name that is taken is no name for another volume.
     pub(crate) fn refuse_taken(&self, name: &str) -> Result<(), Problem> {
         if self.reserved.contains(name) {

@@ -18,6 +18,7 @@
 //! [`Rule`] lists the eight rules; each names the place that keeps it.
 
 mod budget;
+mod check;
 mod checkpoint;
 mod commit;
 mod copy;
@@ -34,6 +35,7 @@ mod read;
 mod volumes;
 mod write;
 
+pub use check::{Checked, check};
 pub use grow::{GrowError, Grown, Growth, adopted_device_bytes};
 pub use layout::DeviceInfo;
 pub use limits::Limits;

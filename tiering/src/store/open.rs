@@ -237,13 +237,13 @@ pub fn format(io: &mut dyn BlockingIo, spec: &FormatSpec) -> Result<(), OpenErro
 /// What the superblocks say.
 pub(super) struct Members {
     /// The superblocks of the devices that are there, in the pool's order.
-    blocks: Vec<Option<Superblock>>,
+    pub(super) blocks: Vec<Option<Superblock>>,
     /// The one with the newest checkpoint: its list of devices counts.
-    chief: Superblock,
+    pub(super) chief: Superblock,
 }
 
 impl Members {
-    fn read(io: &mut dyn BlockingIo) -> Result<Members, OpenError> {
+    pub(super) fn read(io: &mut dyn BlockingIo) -> Result<Members, OpenError> {
         let mut blocks: Vec<Option<Superblock>> = Vec::new();
         let mut known: Vec<Member> = Vec::new();
         while blocks.len() < DEVICES_MAX && (known.is_empty() || blocks.len() < known.len()) {
@@ -278,7 +278,7 @@ impl Members {
         Ok(members)
     }
 
-    fn of(&self, tier: Tier) -> impl Iterator<Item = (usize, Option<&Superblock>)> {
+    pub(super) fn of(&self, tier: Tier) -> impl Iterator<Item = (usize, Option<&Superblock>)> {
         let all = self.chief.devices.iter().zip(&self.blocks).enumerate();
         all.filter(move |(_, (member, _))| member.tier == tier).map(|(at, (_, block))| (at, block.as_ref()))
     }
@@ -347,7 +347,7 @@ impl Members {
     }
 
     /// The cold slots in their order.
-    fn cold_slots(&self) -> Vec<ColdSlots> {
+    pub(super) fn cold_slots(&self) -> Vec<ColdSlots> {
         let of = |block: &Superblock| {
             let adopted = block.member().superblocks_at != 0;
             block.segments.iter().map(move |s| (s.first, ColdSlots { slots: s.slots, adopted })).collect()
@@ -362,8 +362,13 @@ impl Members {
     }
 }
 
+/// Slots of the hot devices that are there.
+pub(super) fn hot_slots(members: &Members) -> u32 {
+    members.of(Tier::Hot).filter_map(|(_, block)| block).map(Superblock::slots).sum::<u64>() as u32
+}
+
 /// Reads the checkpoint. The same bytes are on both tiers: one damaged copy does no harm.
-fn load_content(io: &mut dyn BlockingIo, members: &Members) -> Result<Content, OpenError> {
+pub(super) fn load_content(io: &mut dyn BlockingIo, members: &Members) -> Result<Content, OpenError> {
     let at = members.chief.checkpoint;
     if at.id == 0 {
         return Ok(Content { next_volume: 1, ..Content::default() });
@@ -399,9 +404,8 @@ impl Store {
             let loading = Loading::from_content(content, &cold, 0, leaves_max).ok_or(damaged)?;
             return Self::without_hot(members, loading, lost, options);
         }
-        let hot_slots: u64 =
-            members.of(Tier::Hot).filter_map(|(_, block)| block).map(Superblock::slots).sum();
-        let loading = Loading::from_content(content, &cold, hot_slots as u32, leaves_max).ok_or(damaged)?;
+        let slots = hot_slots(&members);
+        let loading = Loading::from_content(content, &cold, slots, leaves_max).ok_or(damaged)?;
         Self::with_journal(io, members, loading, options)
     }
 

@@ -5,6 +5,7 @@
 //! store on the worker, [`control`] reaches it from other threads, [`spec`] says what a pool is as it is asked for, kept
 //! and shown, [`registry`] makes, finds and removes pools.
 
+pub mod check;
 pub mod control;
 pub mod device;
 mod drain;
@@ -16,5 +17,6 @@ mod pool;
 pub mod registry;
 pub mod spec;
 
+pub(crate) use metrics::VolumeGauges;
 pub use pool::{Grow, Pool, PoolStart};
 pub(crate) use pool::{GuestPart, OwnTransfer, Owner, POOL_TOKEN};

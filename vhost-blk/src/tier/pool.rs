@@ -116,6 +116,7 @@ struct Member {
     medium: Medium,
     alignment: (u32, u32),
     discard: bool,
+    size_bytes: u64,
     path: PathBuf,
 }
 
@@ -583,6 +584,20 @@ impl Pool {
         self.worked = true;
     }
 
+    /// Its devices as they were opened; `None`: not there.
+    pub(crate) fn devices(&self) -> Vec<Option<OpenDevice>> {
+        let device = |member: &Member| OpenDevice {
+            path: member.path.clone(),
+            file: member.handle.clone(),
+            medium: member.medium,
+            size_bytes: member.size_bytes,
+            alignment: member.alignment,
+            discard: member.discard,
+            made: false,
+        };
+        self.members.iter().map(|member| member.as_ref().map(device)).collect()
+    }
+
     /// Begins to grow.
     pub(crate) fn grow(&mut self, Grow { device, growth, then }: Grow, io: &mut Io) {
         let joins = device.is_some();
@@ -696,6 +711,7 @@ impl Member {
             medium: device.medium,
             alignment: device.alignment,
             discard: device.discard,
+            size_bytes: device.size_bytes,
             path: device.path,
             handle: device.file,
         })

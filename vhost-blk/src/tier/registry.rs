@@ -1,5 +1,7 @@
 //! The pools of a daemon: made, found again after a restart, shown, removed.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -19,8 +21,9 @@ use super::spec::{
     DeviceSpec, LostRange, MoreDevices, NewDevice, NewPool, PoolSpec, PoolState, PoolUsage, PoolView,
     TenantSpec, TierName,
 };
+use crate::outage::pause;
 use crate::spec::Backing;
-use crate::volume::{Held, Volumes, chain_of};
+use crate::volume::{Doomed, Held, Volumes, chain_of};
 use crate::worker::Command;
 
 /// Requests that a pool takes at a time.
@@ -33,6 +36,16 @@ pub(crate) struct HeldPool {
     pub(crate) spec: PoolSpec,
     /// How to reach it, or why it is not open.
     pub(crate) open: Result<PoolHandle, String>,
+    /// Attempts to open it that failed, and when the next one is due.
+    pub(crate) retry: (u32, Instant),
+    /// It was told in the log what was lost with a device.
+    pub(crate) told: bool,
+}
+
+impl HeldPool {
+    fn new(spec: PoolSpec, open: Result<PoolHandle, String>) -> HeldPool {
+        HeldPool { spec, open, retry: (1, Instant::now() + pause(0)), told: false }
+    }
 }
 
 impl Volumes {
@@ -85,7 +98,7 @@ impl Volumes {
                 return Err(Problem::invalid(title, errors.list().to_vec()));
             }
         };
-        held.pools.insert(spec.name.clone(), HeldPool { spec, open: Ok(open) });
+        held.pools.insert(spec.name.clone(), HeldPool::new(spec, Ok(open)));
         if let Err(problem) = self.keep(&held) {
             if let Some(HeldPool { open: Ok(handle), .. }) = held.pools.remove(&new.name) {
                 handle.close();
@@ -97,22 +110,66 @@ impl Volumes {
         Ok(view(&held, &held.pools[&new.name]))
     }
 
-    /// Opens a pool that failed, once what was missing is back; without its hot tier when `degraded`.
+    /// Opens a pool that failed or that became read-only, once what was missing is back; without its hot tier when
+    /// `degraded`. A read-only pool's guests are disconnected for a moment.
     pub fn open_pool(&self, name: &str, degraded: bool) -> Result<PoolView, Problem> {
         let mut held = self.lock();
+        let open = held.pools.get(name).ok_or_else(|| no_pool(name))?.open.clone();
+        if let Ok(handle) = open {
+            if handle.status().read_only().is_none() {
+                return Err(Problem::conflict(format!("the pool `{name}` is open")));
+            }
+            for volume in volumes_of(&held, name) {
+                held.put_out_of_service(&volume, "its pool is being opened again");
+            }
+            handle.close();
+        }
+        self.reopen_pool(&mut held, name, degraded)?;
+        Ok(view(&held, &held.pools[name]))
+    }
+
+    /// Tries those pools again that failed and whose time has come; tells what was lost with a device.
+    pub(crate) fn look_after_pools(&self, held: &mut Held, now: Instant) {
+        let due = |pool: &&HeldPool| pool.open.is_err() && pool.retry.1 <= now;
+        let names: Vec<String> = held.pools.values().filter(due).map(|pool| pool.spec.name.clone()).collect();
+        for name in names {
+            if self.reopen_pool(held, &name, false).is_ok() {
+                tracing::info!(pool = name, "open now");
+            } else if let Some(pool) = held.pools.get_mut(&name) {
+                let (attempts, _) = pool.retry;
+                pool.retry = (attempts.saturating_add(1), now + pause(attempts));
+            }
+        }
+        let silent = |pool: &&HeldPool| {
+            !pool.told && pool.open.as_ref().is_ok_and(|open| open.status().read_only().is_some())
+        };
+        let names: Vec<String> =
+            held.pools.values().filter(silent).map(|pool| pool.spec.name.clone()).collect();
+        for name in names {
+            let usage = view(held, &held.pools[&name]).usage.unwrap_or_default();
+            for device in &usage.lost_devices {
+                tracing::error!(pool = name, device = %device.display(), "a device of the pool is lost");
+            }
+            for (volume, ranges) in lost_by_volume(&usage.lost) {
+                tracing::error!(pool = name, volume, ranges, "these bytes of the volume cannot be read");
+            }
+            held.pools.values_mut().filter(|pool| pool.spec.name == name).for_each(|pool| pool.told = true);
+        }
+    }
+
+    fn reopen_pool(&self, held: &mut Held, name: &str, degraded: bool) -> Result<(), Problem> {
         let workers = self.workers()?.clone();
         let place = held.pools.keys().position(|key| key == name).unwrap_or_default();
         let pool = held.pools.get_mut(name).ok_or_else(|| no_pool(name))?;
-        if pool.open.is_ok() {
-            return Err(Problem::conflict(format!("the pool `{name}` is open")));
-        }
+        pool.told = false;
         pool.open = self.find_pool(&mut pool.spec, &workers[place % workers.len()], degraded);
         if let Err(reason) = &pool.open {
             let title = format!("the pool `{name}` cannot be opened");
             return Err(Problem::conflict(title).detail(reason.clone()));
         }
-        self.serve_again(&mut held, name);
-        Ok(view(&held, &held.pools[name]))
+        sweep(held, name);
+        self.serve_again(held, name);
+        Ok(())
     }
 
     /// Forgets a pool without volumes. Its devices are left alone.
@@ -154,7 +211,9 @@ impl Volumes {
                 Ok(_) => tracing::info!(pool = spec.name, "open again"),
                 Err(reason) => tracing::error!(pool = spec.name, reason, "this pool cannot be opened"),
             }
-            held.pools.insert(spec.name.clone(), HeldPool { spec, open });
+            let name = spec.name.clone();
+            held.pools.insert(name.clone(), HeldPool::new(spec, open));
+            sweep(held, &name);
         }
         self.bury(held);
     }
@@ -215,10 +274,7 @@ impl Volumes {
         worker: &WorkerHandle<Command>,
         degraded: bool,
     ) -> Result<PoolHandle, String> {
-        let boot = std::fs::read_to_string(BOOT_ID)
-            .ok()
-            .and_then(|text| Uuid::parse_str(text.trim()).ok())
-            .ok_or_else(|| format!("cannot read {BOOT_ID}, which tells what survived"))?;
+        let boot = boot_id()?;
         let tuning = Tuning {
             requests_max: REQUESTS_MAX,
             scratch_buffers: SCRATCH_BUFFERS,
@@ -248,6 +304,54 @@ impl Volumes {
             .map_err(|gone| gone.to_string())??;
         Ok(PoolHandle::new(worker.clone(), number, block_bytes, status))
     }
+}
+
+/// Has those volumes of a pool deleted that a crash in the middle of making them left without a name: of which nothing
+/// would be lost, since they are empty or the same as what they are a copy of.
+fn sweep(held: &mut Held, pool: &str) {
+    let Some(Ok(handle)) = held.pools.get(pool).map(|pool| &pool.open) else { return };
+    if handle.status().read_only().is_some() {
+        return;
+    }
+    let places = held.volumes.values().filter_map(|volume| volume.spec.backing.place());
+    let named: BTreeSet<u32> = places.filter(|place| place.name == pool).map(|place| place.id).collect();
+    let look = move |store: &mut Store| {
+        let same = |info: &VolumeInfo| {
+            info.parent.is_some_and(|parent| store.diff(parent, info.id).is_ok_and(|diff| diff.is_empty()))
+        };
+        let left = |info: &VolumeInfo| {
+            !named.contains(&info.id.0) && !info.adopted && (info.mapped_bytes == 0 || same(info))
+        };
+        store.volumes().filter(left).map(|info| info.id.0).collect::<Vec<u32>>()
+    };
+    // A pool that is gone has nothing to be swept.
+    let left = handle.ask(look).unwrap_or_default();
+    for id in left {
+        tracing::info!(pool, id, "a volume whose making was interrupted is deleted");
+        held.doomed.push(Doomed { pool: pool.to_string(), id });
+    }
+}
+
+/// Lost ranges for people, by volume: the first few.
+fn lost_by_volume(lost: &[LostRange]) -> BTreeMap<&str, String> {
+    const SHOWN: usize = 8;
+    let mut volumes: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for range in lost {
+        let text = format!("{}..{}", range.offset, range.offset + range.bytes);
+        volumes.entry(&range.volume).or_default().push(text);
+    }
+    let say = |ranges: Vec<String>| match ranges.len() {
+        ..=SHOWN => ranges.join(", "),
+        all => format!("{} and {} more", ranges[..SHOWN].join(", "), all - SHOWN),
+    };
+    volumes.into_iter().map(|(volume, ranges)| (volume, say(ranges))).collect()
+}
+
+/// Which boot of the host this is.
+pub(super) fn boot_id() -> Result<Uuid, String> {
+    let text = std::fs::read_to_string(BOOT_ID).ok();
+    text.and_then(|text| Uuid::parse_str(text.trim()).ok())
+        .ok_or_else(|| format!("cannot read {BOOT_ID}, which tells what survived"))
 }
 
 /// What is asked of a pool that is not there.
@@ -373,7 +477,8 @@ pub(super) fn view(held: &Held, pool: &HeldPool) -> PoolView {
         Err(reason) => Err(reason.clone()),
     };
     let (state, usage) = match gathered {
-        Ok((mut usage, all, lost, read_only)) => {
+        Ok((mut usage, all, lost, read_only, gone)) => {
+            usage.lost_devices = paths(&spec, &gone);
             let name = |id: tiering::VolumeId| {
                 let is = |backing: &Backing| matches!(backing, Backing::Pool(at) if at.name == spec.name && at.id == id.0);
                 held.volumes.values().find(|volume| is(&volume.spec.backing)).map(|v| v.spec.name.clone())
@@ -411,7 +516,12 @@ pub(super) fn view(held: &Held, pool: &HeldPool) -> PoolView {
     PoolView { volumes: volumes_of(held, &spec.name), spec, state, usage, warnings }
 }
 
-type Gathered = (PoolUsage, Vec<VolumeInfo>, Vec<tiering::Lost>, Option<&'static str>);
+/// Paths of the devices of a pool.
+fn paths(spec: &PoolSpec, places: &[usize]) -> Vec<PathBuf> {
+    places.iter().filter_map(|place| spec.devices.get(*place)).map(|device| device.path.clone()).collect()
+}
+
+type Gathered = (PoolUsage, Vec<VolumeInfo>, Vec<tiering::Lost>, Option<&'static str>, Vec<usize>);
 
 fn gather(store: &mut Store, tenants: &[TenantSpec]) -> Gathered {
     let bytes = |units: u64| units * UNIT_BYTES;
@@ -435,5 +545,7 @@ fn gather(store: &mut Store, tenants: &[TenantSpec]) -> Gathered {
             .collect(),
         ..PoolUsage::default()
     };
-    (usage, volumes, store.lost(), store.read_only())
+    let gone = store.devices().filter(|device| !device.present).map(|device| usize::from(device.id.0));
+    let gone = gone.collect();
+    (usage, volumes, store.lost(), store.read_only(), gone)
 }

@@ -208,6 +208,9 @@ pub struct PoolUsage {
     pub waiting_writes: u64,
     /// Numbers of volumes in the pool that no name belongs to.
     pub unnamed: Vec<u32>,
+    /// Devices that are not there, or were lost while the pool was at work.
+    #[schema(value_type = Vec<String>)]
+    pub lost_devices: Vec<PathBuf>,
     /// What tenants use.
     pub tenants: Vec<super::limits::TenantUsage>,
     /// Data that were lost with a hot device, as `volume, first byte, bytes`.
