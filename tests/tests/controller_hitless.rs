@@ -2,7 +2,7 @@
 //! vSwitch and on our switch, with a stream of packets between hosts that none of it concerns.
 
 use std::hash::{BuildHasher as _, DefaultHasher, Hash as _, Hasher as _, RandomState};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -18,46 +18,43 @@ const MARK: &[u8] = b"hitless-";
 /// Seconds from the first rule that a switch is sent to the last that it has confirmed.
 const CONVERGED: f64 = 1.0;
 
-/// Packets from the first of two hosts to the second, each numbered, while `work` is done. What was lost, and sent.
+/// Packets from the first of two hosts to the second while `work` is done. What was lost, and sent.
 fn under_stream(hosts: [&Host; 2], work: impl FnOnce()) -> (u64, u64) {
     let (from, to) = (Wire::of(hosts[0]), Wire::of(hosts[1]));
     let [source, destination] = hosts.map(|host| host.mac);
-    let (over, sent) = (AtomicBool::new(false), AtomicU64::new(0));
-    let number = |frame: &[u8]| {
-        let text = frame.get(14..)?.strip_prefix(MARK)?.first_chunk::<8>()?;
-        Some(u64::from_be_bytes(*text))
-    };
+    let over = AtomicBool::new(false);
+    // Whether it is the last one.
+    let mark = |frame: &[u8]| frame.get(14..)?.strip_prefix(MARK)?.first().map(|last| *last == 1);
     std::thread::scope(|scope| {
         let sender = scope.spawn(|| {
-            while !over.load(Ordering::Relaxed) {
-                let count = sent.load(Ordering::Relaxed);
-                let mut frame =
-                    [&destination[..], &source, &[0x88, 0xb5], MARK, &count.to_be_bytes()].concat();
+            let mut sent = 0u64;
+            loop {
+                let last = over.load(Ordering::Relaxed);
+                let mut frame = [&destination[..], &source, &[0x88, 0xb5], MARK, &[u8::from(last)]].concat();
                 frame.resize(60, 0);
                 from.send(&frame);
-                sent.store(count + 1, Ordering::Relaxed);
+                sent += 1;
+                if last {
+                    return sent;
+                }
                 std::thread::sleep(PAUSE);
             }
         });
         let receiver = scope.spawn(|| {
-            let mut got = 0;
-            // The last one ends it; if that is lost, the time does.
-            loop {
-                let patience = if over.load(Ordering::Relaxed) { Duration::from_secs(2) } else { REPLY };
-                let Some(frame) = to.receive(patience, |frame| number(frame).is_some()) else { return got };
+            let mut got = 0u64;
+            while let Some(frame) = to.receive(REPLY, |frame| mark(frame).is_some()) {
                 got += 1;
-                let last = sent.load(Ordering::Relaxed).saturating_sub(1);
-                if over.load(Ordering::Relaxed) && number(&frame) == Some(last) {
-                    return got;
+                if mark(&frame) == Some(true) {
+                    break;
                 }
             }
+            got
         });
         work();
         over.store(true, Ordering::Relaxed);
-        sender.join().expect("the stream");
-        let sent = sent.load(Ordering::Relaxed);
-        let got: u64 = receiver.join().expect("the stream's end");
-        assert!(sent > 0 && got <= sent, "{got} of {sent} packets");
+        let sent = sender.join().expect("the stream");
+        let got = receiver.join().expect("the stream's end");
+        assert!(got <= sent, "{got} of {sent} packets");
         (sent - got, sent)
     })
 }
