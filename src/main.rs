@@ -95,7 +95,9 @@ fn main() -> ExitCode {
         Noun::Acl(args) => acl::run(args),
         Noun::Topology(args) => topology::run(&args),
         Noun::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "sluice", &mut std::io::stdout());
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "sluice", &mut script);
+            output::write(String::from_utf8_lossy(&script));
             Ok(())
         }
     };

@@ -55,7 +55,7 @@ impl Style {
         match self {
             Style::Table => table(value),
             Style::Json => json(value),
-            Style::Yaml => print!("{}", serde_saphyr::to_string(value)?),
+            Style::Yaml => write(serde_saphyr::to_string(value)?),
         }
         Ok(())
     }
@@ -75,7 +75,7 @@ impl std::error::Error for BadInput {}
 
 /// Prints `value` as indented JSON.
 pub fn json(value: &Value) {
-    println!("{value:#}");
+    line(format_args!("{value:#}"));
 }
 
 /// Prints rows under `headings`.
@@ -84,7 +84,7 @@ pub fn table<const N: usize>(headings: [&str; N], rows: impl IntoIterator<Item =
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
     table.set_header(headings);
     table.add_rows(rows);
-    println!("{table}");
+    line(table);
 }
 
 /// Prints an object as a line for each key.
@@ -116,9 +116,24 @@ pub fn bytes(value: &Value) -> String {
     value.as_u64().map_or_else(|| text(value), show_size)
 }
 
+/// What a shell shows of a program that SIGPIPE ended.
+const READER_GONE: i32 = 128 + 13;
+
+/// Prints `text`. When nobody reads any more, as behind `| head`, the program ends.
+pub fn write(text: impl std::fmt::Display) {
+    use std::io::Write as _;
+    let mut out = std::io::stdout().lock();
+    let Err(error) = write!(out, "{text}").and_then(|()| out.flush()) else { return };
+    if error.kind() != std::io::ErrorKind::BrokenPipe {
+        eprintln!("sluice: the output cannot be written: {error}");
+        std::process::exit(1);
+    }
+    std::process::exit(READER_GONE);
+}
+
 /// Prints one line.
 pub fn line(text: impl std::fmt::Display) {
-    println!("{text}");
+    write(format_args!("{text}\n"));
 }
 
 /// Prints what to look after although the command did what it should.

@@ -303,6 +303,20 @@ fn the_command_line_over_https_with_a_token_and_with_a_certificate() {
     assert!(code == Some(2) && said.contains("show the token"), "{said}");
 }
 
+/// `| head` ends a command quietly.
+#[test]
+fn a_reader_that_goes_is_no_crash() {
+    use std::process::Stdio;
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = binary::site(dir.path()).command(&["completions", "bash"]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // More than a pipe holds is written.
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(141), "{output:?}");
+    assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
 /// Flows that one thread writes again and again, each with the number of the write as its priority.
 const FLOW_COUNT: u64 = 10;
 const WRITES: u64 = 1000;
