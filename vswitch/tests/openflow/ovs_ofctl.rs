@@ -138,7 +138,7 @@ fn what_is_not_there_is_empty_or_refused() {
     for command in ["dump-groups", "dump-group-stats", "dump-group-features", "dump-meters", "meter-stats"] {
         ofctl.ok(&[command, "SWITCH"]);
     }
-    ofctl.shows(&["meter-features", "SWITCH"], &["max_meter:4096"]);
+    ofctl.shows(&["meter-features", "SWITCH"], &["max_meter:65536"]);
     ofctl.ok(&["queue-stats", "SWITCH"]);
     ofctl.shows(&["dump-table-features", "SWITCH"], &["table 0 (\"table0\")", "table 63"]);
     let refused = |arguments: &[&str], code: &str| {
