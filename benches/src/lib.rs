@@ -7,7 +7,6 @@ pub mod blk_load;
 pub mod controller;
 pub mod fleet;
 pub mod frames;
-pub mod hugepages;
 pub mod net_load;
 pub mod ovs;
 pub mod qsd;

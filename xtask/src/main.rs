@@ -75,6 +75,9 @@ enum Judges {
         /// Leave out the throughput cases that send more packets a second
         #[arg(long, value_name = "PACKETS")]
         rate_max: Option<u32>,
+        /// Over vhost-user ports, with Open vSwitch-DPDK as the tester's switch
+        #[arg(long)]
+        vhost_user: bool,
     },
     /// Controllers by others drive the switch: Faucet and Gauge, os-ken, ovs-testcontroller
     Controllers,
@@ -115,10 +118,10 @@ fn run(chore: Chore) -> anyhow::Result<bool> {
             println!("{summary}");
             return Ok(summary.total().failed == 0);
         }
-        Chore::Judge { judge: Judges::Ryu { part, runs, seconds, every, rate_max } } => {
+        Chore::Judge { judge: Judges::Ryu { part, runs, seconds, every, rate_max, vhost_user } } => {
             let all = || judge::PARTS.map(str::to_owned).to_vec();
             let parts = if part.is_empty() { all() } else { part };
-            let order = judge::Order { parts, runs, seconds, every, rate_max };
+            let order = judge::Order { parts, runs, seconds, every, rate_max, vhost_user };
             let reports = judge::ryu(&order, &progress)?;
             progress.finish();
             reports.iter().for_each(|report| println!("{report}"));

@@ -337,6 +337,7 @@ fn openflow(bench: &Bench<'_>) -> anyhow::Result<Counts> {
         seconds: None,
         every: None,
         rate_max: None,
+        vhost_user: false,
     };
     // All meter cases take twenty minutes, and the fast ones a machine that does nothing else.
     let short = judge::Order {

@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, anyhow};
 use benches::controller::{Controller, exact};
 use benches::frames::flow;
-use benches::hugepages::Hugepages;
 use benches::net_load::{Load, Outcome, Shared};
 use benches::ovs::OvsDpdk;
 use benches::rounds::median;
@@ -20,6 +19,7 @@ use benches::{CLIENT_CORE, SERVER_CORE, pin, pin_threads};
 use clap::Parser;
 use comfy_table::{Table, presets};
 use ofp::{Action, Body, FlowModCommand, Message, PacketOut};
+use xtask::lab::hugepages::Hugepages;
 
 /// Changes of flows under traffic: the worker on core 0, its control side, the controller and the load on core 1.
 #[derive(Parser)]

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use benches::frames::{self, Udp, exact_rule, flow, shuffled};
-use benches::hugepages::Hugepages;
 use benches::ovs::OvsDpdk;
 use benches::rounds::Comparison;
 use benches::sluice::{Figures, Sluice};
@@ -14,6 +13,7 @@ use benches::testpmd::Testpmd;
 use benches::usage::Usage;
 use clap::Parser;
 use comfy_table::{Table, presets};
+use xtask::lab::hugepages::Hugepages;
 
 /// Many rules, many flows: one worker on core 0, dpdk-testpmd on core 1 replays frames of 64 bytes.
 #[derive(Parser)]

@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use benches::blk_load::{Client, Load, Op};
-use benches::hugepages::Hugepages;
 use benches::testpmd::Testpmd;
 use benches::usage::Usage;
 use clap::Parser;
 use comfy_table::{Table, presets};
+use xtask::lab::hugepages::Hugepages;
 use xtask::lab::{Daemon, Lifetime, Site};
 
 /// Measure the daemons at rest, with frontends connected to every volume and port

@@ -4,13 +4,13 @@
 use std::path::Path;
 
 use anyhow::Context as _;
-use benches::hugepages::Hugepages;
 use benches::ovs::OvsDpdk;
 use benches::rounds::Comparison;
 use benches::sluice::{Figures, Sluice};
 use benches::testpmd::Testpmd;
 use clap::Parser;
 use comfy_table::{Table, presets};
+use xtask::lab::hugepages::Hugepages;
 
 /// Compare our switch with Open vSwitch-DPDK: one worker on core 0, dpdk-testpmd on core 1.
 #[derive(Parser)]

@@ -20,6 +20,7 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use serde::Deserialize;
 
+use crate::lab::hugepages::Hugepages;
 use crate::lab::ovs::{Datapath, Ovs};
 use crate::lab::{Process, Site, netns, process::Lifetime, wait_for};
 use crate::progress::Progress;
@@ -29,6 +30,8 @@ use crate::{paths, setup};
 const PACKAGE: &str = "os-ken==3.1.0";
 /// Where the tester listens in our namespace.
 const CONTROLLER: &str = "127.0.0.1:6633";
+/// Memory of Open vSwitch with DPDK, in pages of 2 MiB.
+const PAGES: u64 = 576;
 /// How long one directory of cases may take.
 const PART_LIMIT: Duration = Duration::from_secs(45 * 60);
 
@@ -48,6 +51,8 @@ pub struct Order {
     pub every: Option<u32>,
     /// No throughput case that sends more packets a second: a busy machine may not keep up with the tester itself.
     pub rate_max: Option<u32>,
+    /// Ports of ours are vhost-user, and the tester's the frontends of DPDK.
+    pub vhost_user: bool,
 }
 
 /// The verdict on one case.
@@ -115,7 +120,9 @@ pub fn install(progress: &Progress) -> anyhow::Result<PathBuf> {
 fn in_namespace(order: &Order, python: &Path) -> anyhow::Result<Report> {
     let directory = tempfile::tempdir()?;
     let directory = directory.path();
-    let ovs = Ovs::start(Datapath::Userspace)?;
+    let datapath = if order.vhost_user { Datapath::Dpdk { core: 0 } } else { Datapath::Userspace };
+    let _pages = order.vhost_user.then(|| Hugepages::reserve(PAGES)).transpose()?;
+    let ovs = Ovs::start(datapath)?;
     // What is started inside ends with the thread that this runs on.
     let judged = ovs.namespace().enter(|| inside(order, &ovs, directory, python))?;
     judged.with_context(|| {
@@ -136,20 +143,23 @@ fn in_namespace(order: &Order, python: &Path) -> anyhow::Result<Report> {
 
 /// The part that runs inside the namespace; verdicts go to `directory`.
 fn inside(order: &Order, ovs: &Ovs, directory: &Path, python: &Path) -> anyhow::Result<()> {
-    for number in 1..=3 {
-        netns::cable(None, [&format!("t{number}"), &format!("o{number}")], 1500)?;
-    }
     let program = paths::target().join("debug/sluice");
     let (dir, lifetime) = (directory.join("site"), Lifetime::Ours);
     let site = Site { program, dir, lifetime, usual_ports: false }.prepared()?;
     let _switch = site.switch(Some(CONTROLLER.parse()?))?;
-    for number in ["1", "2", "3"] {
-        let name = format!("t{number}");
-        site.sluice(&["port", "add", &name, "--af-packet", &name, "--ofport", number])?;
-    }
     ovs.add_bridge("judge", 2, Some(CONTROLLER))?;
     for number in 1..=3 {
-        ovs.add_port("judge", &format!("o{number}"), number, &[])?;
+        let (ours, theirs, ofport) = (format!("t{number}"), format!("o{number}"), number.to_string());
+        if order.vhost_user {
+            site.sluice(&["port", "add", &ours, "--vhost-user", "--ofport", &ofport])?;
+            let device = format!("net_virtio_user{number},path={},queues=1", site.socket(&ours).display());
+            let device = format!("options:dpdk-devargs={device}");
+            ovs.add_port("judge", &theirs, number, &["type=dpdk", &device])?;
+        } else {
+            netns::cable(None, [&ours, &theirs], 1500)?;
+            site.sluice(&["port", "add", &ours, "--af-packet", &ours, "--ofport", &ofport])?;
+            ovs.add_port("judge", &theirs, number, &[])?;
+        }
     }
     for part in &order.parts {
         judge(order, part, python, directory)?;
@@ -184,6 +194,9 @@ fn judge(order: &Order, part: &str, python: &Path, directory: &Path) -> anyhow::
     }
     if let Some(rate_max) = order.rate_max {
         command.env("JUDGE_RATE_MAX", rate_max.to_string());
+    }
+    if order.vhost_user {
+        command.env("JUDGE_VHOST_USER", "1");
     }
     let mut process = Process::start("tester", &command, &directory.join("tester.log"), Lifetime::Ours)?;
     wait_for(&format!("verdicts on {part}"), PART_LIMIT, || {

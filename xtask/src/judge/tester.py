@@ -5,8 +5,8 @@ Cases and verdicts are those of os_ken.tests.switch.tester. What differs:
 - the tester's own switch gets its flows once and not before each case: Open vSwitch answers a barrier before its cache
   has followed, and would now and then drop the packet that is waited for;
 - where the tester sleeps for a second, in the hope that a packet has arrived, it is asked again until it has;
-- packets of the throughput tests are paced by the clock and leave by the interface of the tester's port: the tester's own
-  loop, a message to its switch for each packet, falls behind its rates;
+- packets of the throughput tests are paced by the clock and leave by the interface of the tester's port, if it has one:
+  the tester's own loop, a message to its switch for each packet, falls behind its rates;
 - what they came to is read when the counters have followed, for the time that was sent: Open vSwitch counts up to half
   a second late, and later on a busy machine.
 """
@@ -31,6 +31,7 @@ SKIPPED_FILES = ('set_field: 17_SCTP', 'set_field: 18_SCTP')
 PART = json.loads(os.environ.get('JUDGE_CASES', 'null'))
 SECONDS = os.environ.get('JUDGE_SECONDS')
 RATE_MAX = int(os.environ.get('JUDGE_RATE_MAX', '0'))
+VHOST_USER = 'JUDGE_VHOST_USER' in os.environ
 PATIENCE_S = 3
 # Counters that did not move for so long have followed; the longest wait for that.
 SETTLE_S = (0.7, 10)
@@ -40,6 +41,27 @@ def skipped(file_description, case_description):
     text = (file_description + case_description).lower()
     return (any(word in text for word in SKIPPED_WORDS)
             or any(name in file_description for name in SKIPPED_FILES))
+
+
+class PacketOuts:
+    """Packets by the tester's switch, where its ports are no interfaces."""
+
+    def __init__(self, switch):
+        self.datapath = switch.dp
+        ofproto, parser = self.datapath.ofproto, self.datapath.ofproto_parser
+        message = parser.OFPPacketOut(
+            datapath=self.datapath, buffer_id=ofproto.OFP_NO_BUFFER, data=b'', in_port=ofproto.OFPP_CONTROLLER,
+            actions=[parser.OFPActionOutput(switch.tester_send_port)])
+        self.datapath.set_xid(message)
+        message.serialize()
+        self.head = bytes(message.buf)
+
+    def send(self, frame):
+        length = (len(self.head) + len(frame)).to_bytes(2, 'big')
+        self.datapath.send(self.head[:2] + length + self.head[4:] + frame)
+
+    def close(self):
+        pass
 
 
 def too_fast(case):
@@ -113,6 +135,8 @@ class Judge(tester.OfTester):
             hub.sleep(0.002)
 
     def _line(self):
+        if VHOST_USER:
+            return PacketOuts(self.tester_sw)
         # A queue of the kernel's that is full holds us up instead of dropping: the clock decides what is sent.
         line = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
         line.bind(('o%d' % self.tester_sw.tester_send_port, 0))

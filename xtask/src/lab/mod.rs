@@ -3,6 +3,7 @@
 pub mod daemons;
 pub mod guest;
 pub mod http;
+pub mod hugepages;
 pub mod netns;
 pub mod ovs;
 pub mod process;
