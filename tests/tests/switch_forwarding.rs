@@ -212,3 +212,14 @@ fn what_contradicts_other_ports_is_told_at_once() {
     assert_eq!(switch.switch.show("nobody").unwrap_err().status, 404);
     assert_eq!(switch.switch.delete("nobody").unwrap_err().status, 404);
 }
+
+#[test]
+fn a_frame_that_lost_its_tag_is_still_as_long_as_a_wire_wants() {
+    for cores in [&[][..], &[0, 1]] {
+        let switch = TestSwitch::new(cores);
+        let [mut trunk, mut access] = guests(&switch, [json!({"trunk": "7"}), json!({"vlan": 7})]);
+        // 60 bytes with its tag, and 60 again without it.
+        trunk.send(&frame(BROADCAST, mac(1), &[7], b"short")).unwrap();
+        assert_eq!(expect_frame(&mut access), frame(BROADCAST, mac(1), &[], b"short"));
+    }
+}

@@ -249,18 +249,47 @@ impl Egress<'_> {
     }
 
     #[cold]
-    fn hand_over(&mut self, worker: usize, port: PortNo, header: &Header) {
-        let frame = self.frame(header);
+    fn hand_over(&mut self, worker: usize, port: PortNo, frame: &Frame<'_>) {
         let sent = self
             .outlet
             .peers
             .to
             .get_mut(worker)
             .and_then(Option::as_mut)
-            .is_some_and(|to: &mut ToWorker| to.send(port, &frame));
+            .is_some_and(|to: &mut ToWorker| to.send(port, frame));
         if !sent {
             self.count_drop(DropReason::RingFull);
         }
+    }
+
+    #[inline]
+    fn deliver(&mut self, port: PortNo, frame: &Frame<'_>) {
+        let Some(route) = self.routes.get(port.0 as usize) else {
+            return self.count_drop(DropReason::LinkDown);
+        };
+        let index = match route {
+            Route::Sink(index) => *index,
+            Route::Worker(worker) => return self.hand_over(*worker, port, frame),
+            route => match sink_for(route, frame.head) {
+                Some(index) => index,
+                None => return self.count_drop(DropReason::LinkDown),
+            },
+        };
+        let Some(sink) = &mut self.sinks[index] else { return };
+        self.last = index;
+        if !std::mem::replace(&mut sink.dirty, true) {
+            self.outlet.dirty.push(index);
+        }
+        sink.deliver(frame, &mut self.outlet.scratch, self.io);
+    }
+
+    /// A frame that was long enough for a wire until something was popped is so again.
+    #[cold]
+    fn deliver_padded(&mut self, port: PortNo, frame: &Frame<'_>) {
+        let mut bytes = [0; WIRE_BYTES_MIN];
+        frame.linearise(&mut bytes);
+        let length = self.frame_bytes.clamp(frame.bytes(), WIRE_BYTES_MIN);
+        self.deliver(port, &Frame::of(&bytes[..length], frame.offload));
     }
 
     fn count_drop(&self, reason: DropReason) {
@@ -273,24 +302,11 @@ impl Egress<'_> {
 impl forwarder::Egress for Egress<'_> {
     #[inline]
     fn send(&mut self, port: PortNo, header: &Header) {
-        let Some(route) = self.routes.get(port.0 as usize) else {
-            return self.count_drop(DropReason::LinkDown);
-        };
-        let index = match route {
-            Route::Sink(index) => *index,
-            Route::Worker(worker) => return self.hand_over(*worker, port, header),
-            route => match sink_for(route, header.bytes()) {
-                Some(index) => index,
-                None => return self.count_drop(DropReason::LinkDown),
-            },
-        };
         let frame = self.frame(header);
-        let Some(sink) = &mut self.sinks[index] else { return };
-        self.last = index;
-        if !std::mem::replace(&mut sink.dirty, true) {
-            self.outlet.dirty.push(index);
+        if header.grown() < 0 && frame.bytes() < WIRE_BYTES_MIN {
+            return self.deliver_padded(port, &frame);
         }
-        sink.deliver(&frame, &mut self.outlet.scratch, self.io);
+        self.deliver(port, &frame);
     }
 
     #[cold]
