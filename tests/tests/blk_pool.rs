@@ -447,3 +447,50 @@ fn pools_and_their_volumes_are_counted() {
     let quiet = || value("sluice_tier_migration_bytes_per_second", &[]) < 1e6;
     assert!(holds_within(PATIENCE, quiet));
 }
+
+/// A cold device that fails: what is hot is read, the rest is named.
+#[test]
+fn a_lost_cold_device_is_named_with_what_it_had() {
+    let bed = Bed::new("8MiB", "64MiB");
+    bed.volume("warm", 8 * MIB, &[]);
+    bed.volume("v0", 8 * MIB, &["--pin", "cold"]);
+    let (mut warm, mut blk) = (connect(&bed, "warm"), connect(&bed, "v0"));
+    write_units(&mut warm, 0, 8, 1);
+    write_units(&mut blk, 0, 8, 2);
+    assert_eq!(blk.flush(), OK);
+    let cold = bed.site.dir.join("cold.img");
+    std::fs::File::options().write(true).open(&cold).unwrap().set_len(0).unwrap();
+    let read = BlkRequest { kind: READ, read_bytes: UNIT, ..Default::default() };
+    assert_eq!(blk.ask(&read).status, IO_ERROR);
+    assert!(holds_within(PATIENCE, || bed.pool()["state"].get("read_only").is_some()), "{}", bed.pool());
+    assert_eq!(warm.read(0, UNIT), vec![1; UNIT]);
+    let usage = bed.pool()["usage"].clone();
+    assert_eq!(usage["lost"], serde_json::json!([{"volume": "v0", "offset": 0, "bytes": 8 * UNIT}]));
+    assert_eq!(usage["lost_devices"], serde_json::json!([cold]));
+    assert!(holds_within(PATIENCE, || bed.daemon.log().contains("these bytes of the volume cannot be read")));
+}
+
+/// What a crash in the middle of making a volume leaves is deleted, but never anybody's data.
+#[test]
+fn volumes_without_a_name_are_deleted_if_nothing_is_lost_with_them() {
+    let mut bed = Bed::new("8MiB", "64MiB");
+    bed.volume("v0", 8 * MIB, &[]);
+    write_units(&mut connect(&bed, "v0"), 0, 8, 1);
+    bed.volume("empty", 8 * MIB, &[]);
+    bed.volume("data", 8 * MIB, &[]);
+    write_units(&mut connect(&bed, "data"), 0, 1, 2);
+    bed.run(&["volume", "clone", "v0", "same"]);
+    let id = |name: &str| bed.json(&["volume", "show", name])["backing"]["pool"]["id"].clone();
+    let data = id("data");
+    bed.daemon.stop();
+    let list = bed.site.dir.join("state/blk/volumes.json");
+    let mut kept: Value = serde_json::from_slice(&std::fs::read(&list).unwrap()).unwrap();
+    kept["volumes"].as_array_mut().unwrap().retain(|volume| volume["name"] == "v0");
+    std::fs::write(&list, kept.to_string()).unwrap();
+    bed.daemon = tests::daemon::Daemon::blk(&bed.site);
+    let pool = bed.pool();
+    assert_eq!(pool["usage"]["unnamed"], serde_json::json!([data]), "{pool}");
+    assert_eq!(bed.json(&["pool", "check", "pool0"])["findings"], serde_json::json!([]));
+    let mut blk = connect(&bed, "v0");
+    assert_eq!(blk.read(7 * 128, UNIT), vec![1; UNIT]);
+}
