@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use sdn_controller::auth::{Grant, Role};
 use sdn_controller::controller::Options;
@@ -15,6 +16,8 @@ use telemetry::tls::https_server;
 
 use crate::settings::{Settings, TlsSettings};
 
+/// As LLDP implementations do while a link is new (IEEE 802.1AB: 1 s fast, 30 s slow): links are found and lost soon.
+const PROBE_INTERVAL: Duration = Duration::from_secs(5);
 const ADDRESS: &str = "give an address and a port, such as 127.0.0.1:8080";
 
 /// Settings of the daemon; each is also a key of the file given by --config, where a flag wins.
@@ -80,6 +83,13 @@ pub struct Settable {
     /// What to do with flow entries of others when a switch connects: keep (default) or remove
     #[arg(long, value_name = "keep|remove", help_heading = "Settings")]
     foreign_flows: Option<String>,
+    /// How often LLDP probes go out of the ports of switches to find what connects them, 0 for never [default: 5]
+    #[arg(long, value_name = "SECONDS", help_heading = "Settings")]
+    probe_s: Option<String>,
+    /// How long a port of hosts is shut when a loop goes through it or an address flaps, such as 60; a guest that bridges
+    /// two of its ports counts as a loop [default: 0, not at all]
+    #[arg(long, value_name = "SECONDS", help_heading = "Settings")]
+    loop_hold_s: Option<String>,
     /// Where Prometheus metrics are served, default nowhere
     #[arg(long, value_name = "ADDRESS:PORT", help_heading = "Settings")]
     metrics: Option<String>,
@@ -136,6 +146,14 @@ impl Settable {
         let tls = files.load(&mut settings, needs.map(ToString::to_string));
         let priority =
             settings.parsed::<u16>("priority", self.priority.as_deref(), "give a number, 0 to 65535");
+        let seconds = |text: &str| match text.parse::<u64>() {
+            Ok(0) => Ok(None),
+            Ok(seconds @ 1..=3600) => Ok(Some(Duration::from_secs(seconds))),
+            _ => Err("is no such time".to_owned()),
+        };
+        let remedy = "give seconds, 1 to 3600, or 0 for none";
+        let probe_interval = settings.get("probe_s", self.probe_s.as_deref(), remedy, seconds);
+        let loop_hold = settings.get("loop_hold_s", self.loop_hold_s.as_deref(), remedy, seconds);
         let rest = self.rest(&mut settings);
         let metrics = settings.parsed::<SocketAddr>("metrics", self.metrics.as_deref(), ADDRESS);
         let run_dir = settings.path("run_dir", self.run_dir.as_deref());
@@ -162,6 +180,8 @@ impl Settable {
                 vlans: vlans.unwrap_or_default(),
                 foreign: foreign.unwrap_or_default(),
                 priority,
+                probe_interval: probe_interval.unwrap_or(Some(PROBE_INTERVAL)),
+                loop_hold: loop_hold.flatten(),
             },
         })
     }

@@ -17,9 +17,20 @@ pub fn run(look: &Look) -> anyhow::Result<()> {
         let links = topology["links"].as_array().into_iter().flatten();
         let rows = links.map(|link| {
             let up = if link["up"] == json!(true) { "up" } else { "down" };
-            [output::text(&link["name"]), end(&link["a"]), end(&link["b"]), up.to_owned()]
+            let seen = match link["seen"].as_bool() {
+                Some(true) => "pass",
+                Some(false) => "do not pass",
+                None => "",
+            };
+            [output::text(&link["name"]), end(&link["a"]), end(&link["b"]), up.to_owned(), seen.to_owned()]
         });
-        output::table(["UPLINK", "FROM", "TO", "STATE"], rows);
+        output::table(["UPLINK", "FROM", "TO", "STATE", "PROBES"], rows);
+        let found = topology["discovered"].as_array().into_iter().flatten();
+        let rows = found.map(|link| {
+            let both = if link["both_ways"] == json!(true) { "both ways" } else { "one way" };
+            [end(&link["a"]), end(&link["b"]), both.to_owned()]
+        });
+        output::table(["LINK FROM", "TO", "PROBES PASS"], rows);
     })
 }
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use ofp::{Body, Desc, MacAddr, PortNo, SwitchFeatures};
 use serde_json::{Value, json};
@@ -12,9 +12,11 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::auth::{self, Grant, Identity, Token, Tokens};
 use crate::datapath::{Answer, AskError, Foreign, Happening, Refusal, Status};
+use crate::discovery::Probes;
 use crate::edit::{self, Edit, Preview, SwitchPreview};
 use crate::events::{Events, now_ms};
 use crate::layout::Layout;
+use crate::links::{End, LinkChange, Links};
 use crate::metrics::Metrics;
 use crate::model::{Conflict, Desired, Dpid, Item, Subject, VlanRange};
 use crate::plan::Owner;
@@ -82,8 +84,31 @@ impl Seat {
     /// Tells everybody what happened on the switch.
     pub fn tell(&self, happening: Happening) {
         let dpid = self.entry.dpid;
+        let end = |port: PortNo| End { dpid, port: port.0 };
         let (kind, value) = match happening {
+            Happening::Link { from: (other, port), port: to } => {
+                let from = End { dpid: other, port: port.0 };
+                return self.controller.links_changed(|links| links.seen(Instant::now(), from, end(to)));
+            }
+            Happening::Flapping { vlan, mac, from, to } => {
+                let mac = mac.to_string();
+                tracing::warn!(%dpid, vlan, mac, from = from.0, to = to.0, "an address moves all the time");
+                ("flapping", json!({"dpid": dpid, "vlan": vlan, "mac": mac, "ports": [from.0, to.0]}))
+            }
+            Happening::Shut { port, reason, other, seconds } => {
+                let other = other.map(|(dpid, port)| json!({"dpid": dpid, "port": port.0}));
+                tracing::warn!(%dpid, port = port.0, reason = reason.word(), seconds, "a port is shut for a while");
+                let reason = reason.word();
+                (
+                    "shut",
+                    json!({"dpid": dpid, "port": port.0, "reason": reason, "other": other, "seconds": seconds}),
+                )
+            }
+            Happening::Opened { port } => ("opened", json!({"dpid": dpid, "port": port.0})),
             Happening::Port { port, name, up } => {
+                if up != Some(true) {
+                    self.controller.links_changed(|links| links.port_down(end(port)));
+                }
                 let state = up.map_or("gone", |up| if up { "up" } else { "down" });
                 ("port", json!({"dpid": dpid, "port": port.0, "name": name, "state": state}))
             }
@@ -109,6 +134,7 @@ impl Drop for Seat {
             drop(sessions);
             let gone = json!({"dpid": self.entry.dpid, "connected": false});
             self.controller.events.tell("switch", None, gone);
+            self.controller.links_changed(|links| links.switch_gone(self.entry.dpid));
         }
         self.controller.metrics.sessions.add(-1);
     }
@@ -179,6 +205,10 @@ pub struct Options {
     pub foreign: Foreign,
     /// Where other controllers drive the same switches: the one with the highest number leads.
     pub priority: Option<u16>,
+    /// How often probes of links go out; `None`: never.
+    pub probe_interval: Option<Duration>,
+    /// How long a port is shut that a loop goes through; `None`: it is not.
+    pub loop_hold: Option<Duration>,
 }
 
 /// What is wanted, as a whole and for each switch.
@@ -196,6 +226,8 @@ pub struct Controller {
     sessions: Mutex<HashMap<Dpid, Arc<SwitchEntry>>>,
     events: Events,
     tokens: Tokens,
+    probes: Option<Arc<Probes>>,
+    links: Mutex<Links>,
     metrics: Arc<Metrics>,
     limited: RateLimited,
     options: Options,
@@ -226,6 +258,8 @@ impl Controller {
             sessions: Mutex::default(),
             events: Events::default(),
             tokens: Tokens::default(),
+            probes: options.probe_interval.and_then(|_| Probes::new(Instant::now())).map(Arc::new),
+            links: Mutex::default(),
             metrics: Arc::new(metrics),
             limited: RateLimited::per_minute(),
             options,
@@ -259,6 +293,33 @@ impl Controller {
     /// What happens.
     pub fn events(&self) -> &Events {
         &self.events
+    }
+
+    /// What makes probes of links, if they are sent.
+    pub fn probes(&self) -> Option<Arc<Probes>> {
+        self.probes.clone()
+    }
+
+    /// The links that probes have shown: both ends, and whether they pass both ways.
+    pub fn links(&self) -> Vec<(End, End, bool)> {
+        lock(&self.links).list()
+    }
+
+    /// Forgets links that no probe came by for a while.
+    pub fn expire_links(&self) {
+        let Some(interval) = self.options.probe_interval else { return };
+        // Two may be lost.
+        self.links_changed(|links| links.expire(Instant::now(), interval * 3 + Duration::from_secs(1)));
+    }
+
+    fn links_changed(&self, change: impl FnOnce(&mut Links) -> Vec<LinkChange>) {
+        let changes = change(&mut lock(&self.links));
+        for LinkChange { from, to, up } in changes {
+            self.metrics.links.add(if up { 1 } else { -1 });
+            let end = |end: End| json!({"dpid": end.dpid, "port": end.port});
+            let state = if up { "up" } else { "down" };
+            self.events.tell("link", None, json!({"from": end(from), "to": end(to), "state": state}));
+        }
     }
 
     /// The tokens of those who ask.

@@ -186,6 +186,7 @@ async fn serve(config: DaemonConfig) -> Result<(), DaemonError> {
     }
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let stopped = async { drop(stopped.await) };
+    switches.spawn(expire_links(controller.clone()));
     let _socket = match rest::serve_socket(&config.run_dir, controller.clone()).await {
         Ok(socket) => Some(socket),
         Err(error) if config.socket_needed => return Err(error.into()),
@@ -208,6 +209,14 @@ async fn serve(config: DaemonConfig) -> Result<(), DaemonError> {
     switches.abort_all();
     tracing::info!("controller stopped");
     Ok(())
+}
+
+async fn expire_links(controller: Arc<Controller>) {
+    let mut seconds = tokio::time::interval(Duration::from_secs(1));
+    loop {
+        seconds.tick().await;
+        controller.expire_links();
+    }
 }
 
 /// Accepts switches for ever, without TLS.

@@ -17,7 +17,7 @@ const KEPT: usize = 256;
 pub struct Event {
     /// Its number, one more than that of the event before.
     pub number: u64,
-    /// What kind: `change`, `switch`, `port`, `moved`, `link`.
+    /// What kind: `change`, `switch`, `port`, `moved`, `link`, `flapping`, `shut`, `opened`.
     pub kind: &'static str,
     /// The tenant it belongs to; `None`: it belongs to no tenant.
     pub tenant: Option<String>,

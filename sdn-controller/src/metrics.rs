@@ -32,6 +32,16 @@ pub struct Metrics {
     pub bad_messages: SharedCounter,
     /// Addresses learned.
     pub learned: SharedCounter,
+    /// Addresses that appeared at another port.
+    pub moved: SharedCounter,
+    /// Addresses that moved all the time.
+    pub flapping: SharedCounter,
+    /// Ports shut because of a loop.
+    pub shuts: SharedCounter,
+    /// Ports that are shut.
+    pub ports_shut: Gauge,
+    /// Links between switches.
+    pub links: Gauge,
     /// Packet-ins over the limits.
     pub refused_packets: SharedCounter,
     messages: [Vec<SharedCounter>; 2],
@@ -71,6 +81,20 @@ impl Metrics {
                 "sluice_controller_addresses_learned_total",
                 "Ethernet addresses learned or moved.",
             ),
+            moved: counter(
+                "sluice_controller_addresses_moved_total",
+                "Addresses that appeared at another port.",
+            ),
+            flapping: counter(
+                "sluice_controller_addresses_flapping_total",
+                "Addresses found to move between ports all the time.",
+            ),
+            shuts: counter(
+                "sluice_controller_port_shuts_total",
+                "Ports shut for a while because of a loop or of a flapping address.",
+            ),
+            ports_shut: registry.gauge("sluice_controller_ports_shut", "Ports that are shut.", &[]),
+            links: registry.gauge("sluice_controller_links", "Links between switches that probes pass.", &[]),
             refused_packets: counter(
                 "sluice_controller_packet_ins_refused_total",
                 "Packet-ins over the limits.",

@@ -283,7 +283,7 @@ async fn run(
     let now = Instant::now();
     wire.last_received = now;
     let (layout, metrics) = (controller.layout().of(dpid), controller.metrics().clone());
-    let setup = Setup { options: controller.options(), metrics };
+    let setup = Setup { dpid, options: controller.options(), probes: controller.probes(), metrics };
     let mut datapath = Datapath::new(introduction.ports, layout, setup, introduction.xid, now);
     let mut probes: Vec<oneshot::Sender<()>> = Vec::new();
     let (mut echo_asked, mut answer_bytes) = (false, 0);

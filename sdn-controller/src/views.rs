@@ -13,7 +13,7 @@ use telemetry::Problem;
 use utoipa::ToSchema;
 
 use crate::controller::{Progress, SwitchEntry};
-use crate::datapath::{Refusal, Refused};
+use crate::datapath::{Refusal, Refused, Status};
 use crate::edit::Preview;
 use crate::entry::{FlowBody, FlowKey, MeterBody};
 use crate::flow_json::FlowSpec;
@@ -392,10 +392,13 @@ pub struct PortView {
     pub state: Vec<&'static str>,
     /// Its speed in kbit/s, 0 = not known.
     pub speed_kbps: u32,
+    /// Why the controller lets nothing in by it for a while: loop or flapping.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shut: Option<&'static str>,
 }
 
 /// A port as JSON.
-pub fn port_view(port: &ofp::Port) -> PortView {
+pub fn port_view(port: &ofp::Port, status: &Status) -> PortView {
     let up = !port.config.contains(PortConfig::PORT_DOWN) && !port.state.contains(PortState::LINK_DOWN);
     PortView {
         port: port.port_no.reserved_name().map_or(json!(port.port_no.0), |name| json!(name)),
@@ -405,6 +408,7 @@ pub fn port_view(port: &ofp::Port) -> PortView {
         config: port.config.names().collect(),
         state: port.state.names().collect(),
         speed_kbps: port.current_speed_kbps,
+        shut: status.shut.get(&port.port_no).map(|reason| reason.word()),
     }
 }
 

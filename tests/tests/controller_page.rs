@@ -2,7 +2,10 @@
 
 use serde_json::json;
 use tests::browser::Browser;
-use tests::fabric::{Fabric, Make, REST};
+use tests::fabric::{Fabric, Make, PATIENCE, REST};
+use tests::{binary, holds_within};
+use xtask::lab::netns::Namespace;
+use xtask::lab::process::{Lifetime, Process, output};
 
 /// The text of a table of the page.
 fn rows(table: &str) -> String {
@@ -64,4 +67,50 @@ fn a_network_is_made_and_a_port_attached_with_the_difference_shown_first() {
         browser.until(&format!("document.body.dataset.view === '{view}'"));
         browser.until("document.documentElement.scrollWidth <= window.innerWidth");
     }
+}
+
+#[test]
+fn who_has_a_token_says_so_and_sees_what_happens() {
+    let namespace = Namespace::new("page").unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let dir = directory.path();
+    let mut command = namespace.command(binary::sluice().to_str().unwrap());
+    command.args([
+        "controller",
+        "run",
+        "--rest",
+        REST,
+        "--rest-loopback-role",
+        "none",
+        "--rest-base",
+        "/net",
+    ]);
+    command.arg("--state-dir").arg(dir.join("state")).arg("--run-dir").arg(dir);
+    let _controller = Process::start("controller", &command, &dir.join("log"), Lifetime::Ours).unwrap();
+    let sluice = |words: &[&str]| {
+        let mut command = namespace.command(binary::sluice().to_str().unwrap());
+        output(command.args(words).env("SLUICE_RUN_DIR", dir))
+    };
+    assert!(holds_within(PATIENCE, || sluice(&["net", "list"]).is_ok()));
+    let token = sluice(&["controller", "token", "create", "page", "--role", "operate"]).unwrap();
+
+    let mut browser = Browser::start(&namespace);
+    browser.open(&format!("http://{REST}/net/"));
+    browser.until("!document.querySelector('#login').hidden");
+    let log_in = |browser: &mut Browser, token: &str| {
+        browser.evaluate(&format!("document.querySelector('#login [name=token]').value = '{token}'"));
+        browser.evaluate("document.querySelector('#login').requestSubmit()");
+    };
+    log_in(&mut browser, "sluice_0");
+    browser.until("document.querySelector('#state').textContent.includes('token is not known')");
+    browser.until("!document.querySelector('#login').hidden");
+    log_in(&mut browser, token.trim());
+    browser.until("document.querySelector('#state').textContent === 'connected'");
+    browser.until("document.querySelector('#login').hidden");
+    browser.evaluate("location.hash = '#log'");
+    browser.until("document.body.dataset.view === 'log'");
+    browser.until("document.body.dataset.events === 'open'");
+    sluice(&["net", "create", "seen-at-once"]).unwrap();
+    browser.until("document.querySelector('#events').innerText.includes('seen-at-once')");
+    browser.until(&format!("{}.includes('seen-at-once')", rows("audit")));
 }

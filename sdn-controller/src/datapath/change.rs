@@ -31,7 +31,7 @@ impl Datapath {
         if matches!(self.phase, Phase::Idle) && self.dirty {
             self.dirty = false;
             self.changed = true;
-            let plan = Plan::new(&self.layout, &self.ports, self.abilities);
+            let plan = self.make_plan(&self.layout);
             let moved = self.leave_former_members(&plan);
             self.plan = plan;
             self.refused.retain(|key, (body, _)| self.plan.flows.get(key) == Some(body));
@@ -67,9 +67,16 @@ impl Datapath {
         (flows, meters)
     }
 
+    /// What the switch shall have.
+    pub(super) fn make_plan(&self, layout: &SwitchLayout) -> Plan {
+        let mut plan = Plan::new(layout, &self.ports, self.abilities);
+        self.add_guards_to(&mut plan);
+        plan
+    }
+
     /// What would be sent if `layout` were wanted, and what stands in the way.
     pub fn preview(&self, layout: &SwitchLayout) -> (Changes, Vec<String>) {
-        let plan = Plan::new(layout, &self.ports, self.abilities);
+        let plan = self.make_plan(layout);
         let (flows, meters) = self.wanted(&plan);
         let changes = reconcile((&flows, &meters), (&self.installed, &self.meters));
         let standby = matches!(self.phase, Phase::Standby).then(|| super::STANDBY.to_owned());

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use ofp::{Body, Field, FlowMod, FlowModCommand, FlowModFlags, MacAddr, Match, OxmField, PacketIn, PortNo};
 
-use super::{Datapath, Happening};
+use super::Datapath;
 use crate::addresses::{DESTINATION_TIMEOUT_S, Lesson, SOURCE_TIMEOUT_S};
 use crate::entry::{self, Cookie, FlowBody, FlowKey};
 use crate::plan::{self, Plan, Way};
@@ -116,7 +116,11 @@ impl Datapath {
     }
 
     pub(super) fn packet_in(&mut self, now: Instant, packet_in: &PacketIn) {
-        let Some(Cookie::Network(vlan)) = Cookie::from_number(packet_in.cookie) else { return };
+        let vlan = match Cookie::from_number(packet_in.cookie) {
+            Some(Cookie::Network(vlan)) => vlan,
+            Some(Cookie::Discovery) => return self.probe_in(now, packet_in),
+            _ => return,
+        };
         let Some(OxmField::InPort(port)) = packet_in.matching.field(Field::InPort) else { return };
         let port = *port;
         let Some(&[s0, s1, s2, s3, s4, s5]) = packet_in.data.get(6..12).and_then(|s| s.first_chunk::<6>())
@@ -135,7 +139,7 @@ impl Datapath {
             Lesson::Moved(from) => {
                 let (key, _) = plan::source_rule(vlan, mac, from, &way);
                 self.delete(&key);
-                self.happenings.push(Happening::Moved { vlan, mac, from, to: port });
+                self.address_moved(now, (vlan, mac), from, port);
             }
             Lesson::Learn => {}
         }

@@ -2,6 +2,7 @@
 
 mod ask;
 mod change;
+mod guard;
 mod learn;
 mod role;
 
@@ -18,15 +19,19 @@ use tokio::sync::oneshot;
 
 use crate::addresses::Addresses;
 use crate::controller::Options;
+use crate::discovery::Probes;
 use crate::entry::{self, Cookie, FlowKey, MeterBody};
 use crate::layout::SwitchLayout;
 use crate::metrics::Metrics;
+use crate::model::Dpid;
 use crate::plan::{Abilities, Owner, Plan};
 use crate::reconcile::{Flows, Meters};
 
 use ask::Asks;
 pub use ask::{Answer, AskError};
 use change::Sent;
+pub use guard::Reason;
+use guard::{Guard, Probing};
 use role::{Election, Turn};
 
 /// How long a switch may take to tell its flow entries, or to answer a barrier.
@@ -68,6 +73,8 @@ pub struct Status {
     pub settled: bool,
     /// Our role at it.
     pub role: &'static str,
+    /// Its ports that are shut, and why.
+    pub shut: BTreeMap<PortNo, Reason>,
     /// Its ports.
     pub ports: BTreeMap<PortNo, Port>,
     /// What it refused, by whom it was for.
@@ -95,6 +102,40 @@ pub enum Happening {
         name: String,
         /// Whether packets can pass; `None`: it is gone.
         up: Option<bool>,
+    },
+    /// A probe that left elsewhere came in: there is a link.
+    Link {
+        /// Where it left.
+        from: (Dpid, PortNo),
+        /// Where it came in.
+        port: PortNo,
+    },
+    /// An address moves between ports all the time.
+    Flapping {
+        /// VLAN id.
+        vlan: u16,
+        /// The address.
+        mac: MacAddr,
+        /// Where it was last.
+        from: PortNo,
+        /// Where it is.
+        to: PortNo,
+    },
+    /// A port is shut for a while.
+    Shut {
+        /// The port.
+        port: PortNo,
+        /// Why.
+        reason: Reason,
+        /// Where the probe left, or came in, that shows the loop.
+        other: Option<(u64, PortNo)>,
+        /// For how long, unless it goes on.
+        seconds: u64,
+    },
+    /// A port is open again.
+    Opened {
+        /// The port.
+        port: PortNo,
     },
     /// An address appeared at another port.
     Moved {
@@ -143,8 +184,12 @@ pub enum Broken {
 
 /// What a session is told when it begins.
 pub struct Setup {
+    /// The switch.
+    pub dpid: Dpid,
     /// What the controller does by itself.
     pub options: Options,
+    /// What makes probes, if they are sent.
+    pub probes: Option<Arc<Probes>>,
     /// The counters.
     pub metrics: Arc<Metrics>,
 }
@@ -185,7 +230,12 @@ enum Phase {
 
 /// One switch in session.
 pub struct Datapath {
+    dpid: Dpid,
     election: Option<Election>,
+    guard: Guard,
+    probing: Option<Probing>,
+    /// How long ports are shut.
+    hold: Option<Duration>,
     metrics: Arc<Metrics>,
     foreign: Foreign,
     layout: Arc<SwitchLayout>,
@@ -222,10 +272,15 @@ impl Datapath {
         xid: u32,
         now: Instant,
     ) -> Datapath {
-        let Setup { options, metrics } = setup;
+        let Setup { dpid, options, probes, metrics } = setup;
+        let probing = options.probe_interval.zip(probes);
         let mut datapath = Datapath {
+            dpid,
             metrics,
             foreign: options.foreign,
+            guard: Guard::new(probing.as_ref().map(|_| now)),
+            probing,
+            hold: options.loop_hold,
             election: options.priority.map(|priority| Election::new(priority, now)),
             layout,
             ports,
@@ -391,6 +446,7 @@ impl Datapath {
         }
         Status {
             role: self.role(),
+            shut: self.guard.shut().collect(),
             settled: !self.dirty && matches!(self.phase, Phase::Idle),
             ports: self.ports.clone(),
             refusals,
@@ -465,7 +521,7 @@ impl Datapath {
         let busy = !matches!(self.phase, Phase::Idle | Phase::Standby);
         let patience = busy.then_some(self.since + PATIENCE);
         let election = self.election.as_ref().map(Election::deadline);
-        let times = [patience, self.repair_at, self.asks.deadline(), election];
+        let times = [patience, self.repair_at, self.asks.deadline(), election, self.guard.deadline()];
         times.into_iter().flatten().fold(self.expire_at, Instant::min)
     }
 
@@ -484,6 +540,7 @@ impl Datapath {
             }
         }
         self.campaign(now);
+        self.watch(now);
         if self.repair_at.is_some_and(|at| now >= at) {
             self.repair_at = None;
             self.dirty = true;
@@ -535,7 +592,7 @@ impl Datapath {
         let configs = std::mem::take(&mut reading.configs);
         self.abilities = reading.abilities;
         self.installed.clear();
-        self.plan = Plan::new(&self.layout, &self.ports, self.abilities);
+        self.plan = self.make_plan(&self.layout);
         let (mut learned, mut foreign) = (Vec::new(), Vec::new());
         for stats in &entries {
             let (key, body) = entry::from_stats(stats);
@@ -555,6 +612,7 @@ impl Datapath {
             }
         }
         self.adopt(now, learned);
+        self.guard.next = self.probing.as_ref().map(|_| now);
         self.dirty = true;
         self.changed = true;
         self.change(now);
@@ -632,6 +690,9 @@ impl Datapath {
             self.forget_learned(None, number);
             self.addresses.retain(|_, port| port != number);
         }
+        if down {
+            self.unwatch(number);
+        }
         self.changed = true;
         let up = !port.config.contains(ofp::PortConfig::PORT_DOWN) && !down;
         let name = port.name.to_string();
@@ -647,7 +708,10 @@ impl Datapath {
             // What was refused for want of this port may be taken now.
             self.refused.clear();
             self.dirty = true;
-            self.change(now);
+        }
+        self.change(now);
+        if up && !gone {
+            self.probe_at_once(now, number);
         }
     }
 

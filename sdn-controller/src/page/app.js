@@ -40,7 +40,7 @@ function fill(table, rows) {
   }));
 }
 
-const status = (text) => [text, text === "applied" || text === "settled" || text === "up" ? "good" : "bad"];
+const status = (text) => [text, text === "applied" || text === "settled" || text === "up" || text === "pass" ? "good" : "bad"];
 const number = (n) => [n === undefined || n === null ? "" : n.toLocaleString("en"), "number"];
 
 function draw(topology) {
@@ -56,6 +56,14 @@ function draw(topology) {
     places.set(s.dpid, count === 1 ? [400, 160] : [400 + 300 * Math.cos(angle), 160 + 115 * Math.sin(angle)]);
   });
   const parts = [];
+  // What probes show goes below what is wanted: where both are, the wanted one is seen.
+  for (const link of topology.discovered) {
+    const a = places.get(link.a.dpid), b = places.get(link.b.dpid);
+    if (!a || !b) continue;
+    const line = make("line", { x1: a[0], y1: a[1], x2: b[0], y2: b[1], class: "found" });
+    line.append(make("title", {}, `${link.a.dpid}:${link.a.port} to ${link.b.dpid}:${link.b.port}, found by probes`));
+    parts.push(line);
+  }
   for (const link of topology.links) {
     const a = places.get(link.a.dpid), b = link.b ? places.get(link.b.dpid) : a && [a[0], a[1] - 60];
     if (!a || !b) continue;
@@ -74,6 +82,11 @@ function draw(topology) {
 async function showTopology() {
   const [topology, list] = await Promise.all([ask("/v1/topology"), ask("/v1/switches")]);
   draw(topology);
+  const end = (e) => (e ? `${e.dpid}:${e.name || e.port}` : "outside");
+  const wanted = topology.links.map((l) => [l.name, end(l.a), end(l.b), status(l.up ? "up" : "down"),
+    l.seen === null ? "" : status(l.seen ? "pass" : "do not pass")]);
+  const found = topology.discovered.map((l) => ["", end(l.a), end(l.b), "", status(l.both_ways ? "pass" : "pass one way")]);
+  fill("links", [...wanted, ...found]);
   fill("switches", list.switches.map((s) => [s.dpid, status(!s.connected ? "absent" : s.settled ? "settled" : "busy"),
     s.address, s.software, number(s.ports), number(s.flows), number(s.meters)]));
   options("switch-numbers", list.switches.map((s) => s.dpid));
@@ -85,7 +98,7 @@ async function showTopology() {
     for (const port of ports.ports) {
       const c = of.get(port.port), key = `${s.dpid}/${port.port}`, now = performance.now(), old = state.rates.get(key);
       const rate = (name) => c && old ? Math.max(0, Math.round((c[name] - old[name]) * 8 / (now - old.now))) : undefined;
-      rows.push([s.dpid, port.port, port.name, status(port.up ? "up" : "down"), number(rate("rx_bytes")),
+      rows.push([s.dpid, port.port, port.name, status(port.shut ? `shut: ${port.shut}` : port.up ? "up" : "down"), number(rate("rx_bytes")),
         number(rate("tx_bytes")), number(c?.rx_packets), number(c?.tx_packets), number(c && c.rx_dropped + c.tx_dropped)]);
       if (c) state.rates.set(key, { now, rx_bytes: c.rx_bytes, tx_bytes: c.tx_bytes });
     }
@@ -244,10 +257,14 @@ function note(type, text) {
 
 // What EventSource does, which cannot show a token.
 async function listen() {
-  for (let last = ""; ; await new Promise((again) => setTimeout(again, 2000))) {
+  const pause = () => new Promise((again) => { state.listenAgain = again; setTimeout(again, 2000); });
+  for (let last = ""; ; await pause()) {
     try {
       const answer = await send("/v1/events", last ? { headers: { "last-event-id": last } } : {});
       if (!answer.ok) continue;
+      document.body.dataset.events = "open";
+      // What happened before is not told.
+      refresh();
       const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
       for (let text = ""; ;) {
         const { value, done } = await reader.read();
@@ -261,6 +278,7 @@ async function listen() {
         }
       }
     } catch { /* It is tried again. */ }
+    delete document.body.dataset.events;
   }
 }
 
@@ -269,6 +287,7 @@ $("login").addEventListener("submit", (event) => {
   sessionStorage.setItem("token", new FormData(event.target).get("token").trim());
   event.target.reset();
   event.target.hidden = true;
+  state.listenAgain?.();
   refresh();
 });
 

@@ -2,7 +2,9 @@
 //! the static flows.
 //!
 //! ```text
-//! table 0  classify   in_port=access, no tag (or priority tag)   copies, meter, push VLAN, goto the first of 1 to 4
+//! table 0  classify   probes of links                            to the controller
+//!                     in_port that is shut                       drop
+//!                     in_port=access, no tag (or priority tag)   copies, meter, push VLAN, goto the first of 1 to 4
 //!                     in_port=trunk, vlan                        that has something to say
 //!                     in_port of any network, anything else      drop
 //! table 1  spoof      in_port, vlan, address it may send from    goto 2, 3 or 4
@@ -33,6 +35,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use ofp::{Action, Instruction, MacAddr, Masked, Match, OxmField, Port, PortNo, VID_NONE, VID_PRESENT};
 
+use crate::discovery::{BROADCAST_ETHERTYPE, LLDP_ETHERTYPE, NEAREST_BRIDGE, PROBE_BYTES};
 use crate::entry::{Cookie, FlowBody, FlowKey};
 use crate::layout::{Member, Policy, Segment, SwitchLayout};
 use crate::model::{Direction, PortMode, PortRef, Subject, modes_agree};
@@ -59,6 +62,9 @@ pub const DELIVER: u8 = 7;
 /// The first table that networks leave alone.
 pub const FREE: u8 = 8;
 
+/// Also on ports that are shut, or nobody would see when the loop is gone.
+const PRIORITY_DISCOVERY: u16 = 60_000;
+const PRIORITY_SHUT: u16 = 50_000;
 const PRIORITY_CLASSIFY: u16 = 20_000;
 const PRIORITY_OTHERS: u16 = 19_000;
 const PRIORITY_GUARD: u16 = 30_000;
@@ -271,6 +277,25 @@ impl Plan {
         );
         self.add_suppression(&owner, segment);
         self.add_flooding(&owner, segment, &seated, abilities);
+    }
+
+    /// Shows the controller the probes of links, its own among them.
+    pub fn add_discovery(&mut self) {
+        let to_controller = Action::Output { port: PortNo::CONTROLLER, max_len: PROBE_BYTES };
+        let body = FlowBody::new(Cookie::Discovery.number(), &steps(None, vec![to_controller], None));
+        let of_type = |ether_type| Match::any().with(OxmField::EthType(ether_type));
+        let lldp = of_type(LLDP_ETHERTYPE).with(OxmField::EthDst(Masked::exact(NEAREST_BRIDGE)));
+        for matching in [lldp, of_type(BROADCAST_ETHERTYPE)] {
+            let key = FlowKey::new(CLASSIFY, PRIORITY_DISCOVERY, &matching);
+            self.add(&Owner::Networks, key, body.clone());
+        }
+    }
+
+    /// Lets nothing in by a port.
+    pub fn shut(&mut self, port: PortNo) {
+        let from = Match::any().with(OxmField::InPort(port));
+        let drop = FlowBody::new(Cookie::Shared.number(), &[]);
+        self.add(&Owner::Networks, FlowKey::new(CLASSIFY, PRIORITY_SHUT, &from), drop);
     }
 
     fn copy_ports(&mut self, owner: &Owner, ports: &[PortRef], seats: &Seats<'_>) -> Vec<PortNo> {

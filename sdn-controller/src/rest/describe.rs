@@ -173,12 +173,12 @@ pub fn openapi() -> Value {
         "/v1/addresses": look("switches", "list_addresses", "Ethernet addresses learned.",
             &[query("network", "string", "only of this network"), query("mac", "string", "only this one")], any()),
         "/v1/counters": look("switches", "counters", "Spoofed packets by attachment, and hits of ACL rules.", &[], any()),
-        "/v1/topology": look("switches", "topology", "The switches and what connects them.", &[], any()),
+        "/v1/topology": look("switches", "topology", "The switches and what connects them: `links` as they are wanted, and whether probes pass them (`seen`); `discovered` as probes show them.", &[], any()),
         "/v1/audit": look("all", "audit", "Who changed what, the latest first.",
             &[query("before", "integer", "only records below this number"), query("limit", "integer", "how many")], any()),
     });
     paths["/v1/events"] = json!({"get": {"tags": ["all"], "operationId": "events",
-        "summary": "What happens, as server-sent events: change, switch, port, moved, lost.",
+        "summary": "What happens, as server-sent events: change, switch, port, moved, link, flapping, shut, opened, lost.",
         "responses": {"200": {"description": "events", "content": {"text/event-stream": {}}}}}});
     let text = |description: &str| json!({"type": "string", "description": description});
     let wanted = json!({"type": "object", "required": ["name", "role"], "properties": {

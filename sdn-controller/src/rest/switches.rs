@@ -17,6 +17,7 @@ use crate::controller::SwitchEntry;
 use crate::datapath::AskError;
 use crate::entry::{Cookie, ours_request};
 use crate::flow_json::FlowSpec;
+use crate::links::End;
 use crate::model::{Dpid, Item, Kind, Place, PortRef, Subject};
 use crate::views::{ApiError, PortList, RefusedView, SwitchList, SwitchView, port_view};
 
@@ -45,7 +46,8 @@ pub fn connected(state: &Shared, dpid: &str) -> Result<Arc<SwitchEntry>, Problem
 /// The ports of a switch in session.
 pub async fn ports(state: Shared, Path(dpid): Path<String>) -> Result<Json<PortList>, ApiError> {
     let entry = connected(&state, &dpid)?;
-    let ports = entry.status().ports.values().map(port_view).collect();
+    let status = entry.status();
+    let ports = status.ports.values().map(|port| port_view(port, &status)).collect();
     Ok(Json(PortList { dpid: entry.dpid, ports }))
 }
 
@@ -244,17 +246,34 @@ pub async fn topology(State(controller): Shared) -> Json<Value> {
     let up = |place: &Place| {
         let status = switches.get(&place.dpid)?.status();
         let port = status.ports.get(&PortNo(number(place)?))?;
-        Some(port_view(port).up)
+        Some(port_view(port, &status).up)
     };
     let end = |place: &Place| json!({"dpid": place.dpid, "port": place.port, "number": number(place), "up": up(place)});
+    let found = controller.links();
+    // Whether probes pass between these places; `None`: none are sent, or not known which ports they are.
+    let seen = |a: &Place, b: &Place| {
+        controller.probes()?;
+        let (a, b) = (End { dpid: a.dpid, port: number(a)? }, End { dpid: b.dpid, port: number(b)? });
+        Some(found.iter().any(|(x, y, _)| (*x, *y) == (a.min(b), a.max(b))))
+    };
     let links: Vec<_> = desired
         .uplinks
         .iter()
         .map(|(name, uplink)| {
             let b = uplink.b.as_ref().map(end);
             let works = up(&uplink.a) == Some(true) && uplink.b.as_ref().is_none_or(|b| up(b) == Some(true));
-            json!({"name": name, "a": end(&uplink.a), "b": b, "up": works})
+            let seen = uplink.b.as_ref().and_then(|b| seen(&uplink.a, b));
+            json!({"name": name, "a": end(&uplink.a), "b": b, "up": works, "seen": seen})
         })
+        .collect();
+    let end_found = |end: &End| {
+        let status = switches.get(&end.dpid).map(|entry| entry.status());
+        let name = status.and_then(|status| Some(status.ports.get(&PortNo(end.port))?.name.to_string()));
+        json!({"dpid": end.dpid, "port": end.port, "name": name})
+    };
+    let discovered: Vec<_> = found
+        .iter()
+        .map(|(a, b, both)| json!({"a": end_found(a), "b": end_found(b), "both_ways": both}))
         .collect();
     let layout = controller.layout();
     let mut nodes: Vec<_> = switches
@@ -264,5 +283,5 @@ pub async fn topology(State(controller): Shared) -> Json<Value> {
     let absent = layout.switches().map(|(dpid, _)| dpid).filter(|dpid| !switches.contains_key(dpid));
     nodes.extend(absent.map(|dpid| json!({"dpid": dpid, "connected": false})));
     nodes.sort_by_key(|node| node["dpid"].as_u64());
-    Json(json!({"switches": nodes, "links": links}))
+    Json(json!({"switches": nodes, "links": links, "discovered": discovered}))
 }
