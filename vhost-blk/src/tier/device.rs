@@ -139,13 +139,16 @@ impl OpenDevice {
     }
 
     fn read(&self, offset: u64, into: &mut [u8]) -> std::io::Result<()> {
-        let mut buffer = Aligned::new(into.len().min(CHUNK_BYTES));
+        // Whole blocks around what is asked for: direct I/O reads nothing else.
+        let block = u64::from(self.block_bytes());
+        let mut buffer = Aligned::new(into.len().min(CHUNK_BYTES) + 2 * block as usize);
         let mut at = offset;
         for chunk in into.chunks_mut(CHUNK_BYTES) {
-            let whole = chunk.len().next_multiple_of(self.block_bytes() as usize);
-            let bytes = buffer.bytes(whole);
-            self.file.read_exact_at(bytes, at)?;
-            chunk.copy_from_slice(&bytes[..chunk.len()]);
+            let start = at / block * block;
+            let skip = (at - start) as usize;
+            let bytes = buffer.bytes((skip + chunk.len()).next_multiple_of(block as usize));
+            self.file.read_exact_at(bytes, start)?;
+            chunk.copy_from_slice(&bytes[skip..skip + chunk.len()]);
             at += chunk.len() as u64;
         }
         Ok(())
