@@ -210,8 +210,8 @@ fn a_full_pool_waits_and_goes_on() {
     assert!(holds_within(PATIENCE, || bed.pool()["state"] == "open"), "{}", bed.pool());
 }
 
-/// How long whatever ends a queue may take although writes wait in it.
-const DETACH: Duration = Duration::from_secs(1);
+/// How long whatever ends a queue may take although writes wait in it: not for ever, on a machine with other work.
+const DETACH: Duration = Duration::from_secs(5);
 
 /// Writes that wait for space hold up nobody who wants their queue to end: they are done when it runs again.
 #[test]
