@@ -18,7 +18,7 @@ const SYSTEM_AUTHORITIES: &str = "/etc/ssl/certs/ca-certificates.crt";
 /// Where the controller is, and who asks it.
 #[derive(clap::Args)]
 pub struct ControllerAt {
-    /// URL of the controller, such as https://net.example:8443 [default: its socket in --run-dir]
+    /// URL of the controller, such as `https://net.example:8443` [default: its socket in --run-dir]
     #[arg(long, env = "SLUICE_URL", value_name = "URL")]
     url: Option<String>,
     /// The same for a controller on this host without TLS, such as 127.0.0.1:8080
