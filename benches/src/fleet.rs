@@ -10,7 +10,7 @@ use anyhow::{Context as _, ensure};
 use ofp::{
     Action, Body, BundleControl, BundleControlType, ErrorCode, ErrorMessage, FlowMod, FlowModCommand, Framer,
     Hello, Instruction, MacAddr, Match, Message, MeterFeatures, MultipartReply, MultipartRequest, OxmField,
-    PacketIn, PacketInReason, Port, PortNo, SwitchConfig, SwitchFeatures, Text,
+    PacketIn, PacketInReason, Port, PortNo, SwitchConfig, SwitchFeatures,
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -332,17 +332,6 @@ impl Switch<'_> {
 }
 
 fn port(number: u32) -> Port {
-    Port {
-        port_no: PortNo(number),
-        hw_addr: MacAddr([2, 0xff, 0, 0, 0, number as u8]),
-        name: Text::new(&format!("p{number}")),
-        config: ofp::PortConfig(0),
-        state: ofp::PortState::LIVE,
-        current: ofp::PortFeatures(0),
-        advertised: ofp::PortFeatures(0),
-        supported: ofp::PortFeatures(0),
-        peer: ofp::PortFeatures(0),
-        current_speed_kbps: 0,
-        max_speed_kbps: 0,
-    }
+    let mac = MacAddr([2, 0xff, 0, 0, 0, number as u8]);
+    Port { state: ofp::PortState::LIVE, ..Port::new(PortNo(number), mac, &format!("p{number}")) }
 }

@@ -95,6 +95,25 @@ pub struct Port {
     pub max_speed_kbps: u32,
 }
 
+impl Port {
+    /// A port about which nothing is said but what it is called.
+    pub fn new(port_no: PortNo, hw_addr: MacAddr, name: &str) -> Port {
+        Port {
+            port_no,
+            hw_addr,
+            name: Text::new(name),
+            config: PortConfig(0),
+            state: PortState(0),
+            current: PortFeatures(0),
+            advertised: PortFeatures(0),
+            supported: PortFeatures(0),
+            peer: PortFeatures(0),
+            current_speed_kbps: 0,
+            max_speed_kbps: 0,
+        }
+    }
+}
+
 impl Wire for Port {
     fn put(&self, w: &mut Writer<'_>) {
         self.port_no.put(w);

@@ -2,10 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use ofp::{
-    Action, Instruction, MacAddr, OxmField, Port, PortConfig, PortFeatures, PortNo, PortState, Text,
-    VID_NONE, VID_PRESENT,
-};
+use ofp::{Action, Instruction, MacAddr, OxmField, Port, PortNo, VID_NONE, VID_PRESENT};
 use serde_json::{Value, json};
 use telemetry::check::Errors;
 
@@ -17,20 +14,7 @@ const PLAIN: Way =
     Way { tagging: Tagging::Untagged, after_learning: FORWARD, meter: None, deliver: false, copies: vec![] };
 
 fn port(number: u32, name: &str) -> (PortNo, Port) {
-    let port = Port {
-        port_no: PortNo(number),
-        hw_addr: MacAddr([2, 0, 0, 0, 0, number as u8]),
-        name: Text::new(name),
-        config: PortConfig(0),
-        state: PortState(0),
-        current: PortFeatures(0),
-        advertised: PortFeatures(0),
-        supported: PortFeatures(0),
-        peer: PortFeatures(0),
-        current_speed_kbps: 0,
-        max_speed_kbps: 0,
-    };
-    (PortNo(number), port)
+    (PortNo(number), Port::new(PortNo(number), MacAddr([2, 0, 0, 0, 0, number as u8]), name))
 }
 
 fn desired(items: &[(Kind, &str, Value)]) -> Desired {

@@ -12,7 +12,7 @@ use ofp::{
     Action, Body, BundleControl, BundleControlType, ErrorCode, ErrorMessage, Field, FlowMod, FlowModCommand,
     FlowStats, Framer, Hello, Instruction, MacAddr, Match, Message, MeterConfig, MeterFeatures, MeterMod,
     MeterModCommand, MultipartReply, MultipartRequest, OxmField, PacketIn, PacketInReason, Port, PortNo,
-    SwitchFeatures, Text,
+    SwitchFeatures,
 };
 use sdn_controller::auth::Identity;
 use sdn_controller::controller::{ChangeError, Controller, Options, Progress};
@@ -98,19 +98,8 @@ pub fn flow(value: Value) -> FlowSpec {
 }
 
 pub fn port(number: u32, name: &str) -> Port {
-    Port {
-        port_no: PortNo(number),
-        hw_addr: MacAddr([2, 0, 0, 0, 0, number as u8]),
-        name: Text::new(name),
-        config: ofp::PortConfig(0),
-        state: ofp::PortState::LIVE,
-        current: ofp::PortFeatures(0),
-        advertised: ofp::PortFeatures(0),
-        supported: ofp::PortFeatures(0),
-        peer: ofp::PortFeatures(0),
-        current_speed_kbps: 0,
-        max_speed_kbps: 0,
-    }
+    let mac = MacAddr([2, 0, 0, 0, 0, number as u8]);
+    Port { state: ofp::PortState::LIVE, ..Port::new(PortNo(number), mac, name) }
 }
 
 /// One end of a connection.

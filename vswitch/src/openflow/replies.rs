@@ -79,9 +79,6 @@ pub fn port(config: &PortConfig) -> Port {
         _ => PortFeatures::SPEED_OTHER,
     };
     Port {
-        port_no: config.ofport,
-        hw_addr: ofp::MacAddr(config.mac.0),
-        name: Text::new(&config.name),
         config: config.config,
         state: match (config.link_up, config.is_live()) {
             (false, _) => PortState::LINK_DOWN,
@@ -89,11 +86,9 @@ pub fn port(config: &PortConfig) -> Port {
             (true, false) => PortState(0),
         },
         current: mode,
-        advertised: PortFeatures(0),
-        supported: PortFeatures(0),
-        peer: PortFeatures(0),
         current_speed_kbps: config.speed_kbps,
         max_speed_kbps: config.speed_kbps,
+        ..Port::new(config.ofport, ofp::MacAddr(config.mac.0), &config.name)
     }
 }
 
