@@ -11,19 +11,16 @@ use telemetry::state::{StateDir, StateError};
 use telemetry::tls::Tls;
 use telemetry::{HostError, Registry, StopSignals, notify_ready, notify_stopping};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
 use crate::auth::TokenError;
 use crate::controller::{Controller, Options};
+use crate::doorway::Doorway;
 use crate::metrics::Metrics;
 use crate::rest::RestConfig;
 use crate::store::{Store, StoreError};
 use crate::{rest, session};
-
-/// Connections from switches at once, those in handshake too.
-const CONNECTIONS_MAX: usize = 1024;
 
 /// From the connection of a switch to the end of its TLS handshake.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
@@ -226,31 +223,17 @@ pub async fn accept(listener: TcpListener, controller: Arc<Controller>) {
 
 /// Accepts switches for ever, with TLS where it is given; at the limit, new ones wait in the kernel.
 pub async fn accept_with(listener: TcpListener, acceptor: Option<TlsAcceptor>, controller: Arc<Controller>) {
-    let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    loop {
-        let Ok(permit) = permits.clone().acquire_owned().await else { return };
-        match listener.accept().await {
-            Ok((stream, peer)) => {
-                controller.metrics().connections.add(1);
-                // Small messages, answers awaited: without this each waits for the acknowledgement of the one before.
-                drop(stream.set_nodelay(true));
-                let (controller, acceptor) = (controller.clone(), acceptor.clone());
-                tokio::spawn(async move {
-                    match acceptor {
-                        None => session::serve(controller, stream, peer).await,
-                        Some(acceptor) => serve_tls(controller, acceptor, stream, peer).await,
-                    }
-                    drop(permit);
-                });
+    let doorway = Doorway::new(listener, "switch");
+    while let Some((permit, stream, peer)) = doorway.next(&controller).await {
+        controller.metrics().connections.add(1);
+        let (controller, acceptor) = (controller.clone(), acceptor.clone());
+        tokio::spawn(async move {
+            match acceptor {
+                None => session::serve(controller, stream, peer).await,
+                Some(acceptor) => serve_tls(controller, acceptor, stream, peer).await,
             }
-            Err(error) => {
-                // Out of descriptors, or the peer was gone already: the next one may do better, in a moment.
-                if controller.limited().pass("accept").is_some() {
-                    tracing::warn!(%error, "a switch connection could not be accepted");
-                }
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-        }
+            drop(permit);
+        });
     }
 }
 

@@ -12,6 +12,7 @@ pub mod controller;
 pub mod daemon;
 pub mod datapath;
 pub mod discovery;
+mod doorway;
 pub mod edit;
 pub mod entry;
 pub mod events;

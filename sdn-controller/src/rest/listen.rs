@@ -11,7 +11,7 @@ use axum::extract::connect_info::Connected;
 use axum::serve::{IncomingStream, Listener};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, Sleep};
 use tokio_rustls::TlsAcceptor;
@@ -19,9 +19,8 @@ use tokio_rustls::server::TlsStream;
 
 use crate::auth::common_name;
 use crate::controller::Controller;
+use crate::doorway::Doorway;
 
-/// Connections at once, those in handshake too.
-const CONNECTIONS_MAX: usize = 1024;
 /// From the connection to the end of the TLS handshake.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 /// How long a connection may do nothing; event streams say something more often.
@@ -153,22 +152,8 @@ async fn accept(
     ready: mpsc::Sender<(Connection, SocketAddr)>,
     controller: Arc<Controller>,
 ) {
-    let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    loop {
-        let Ok(permit) = permits.clone().acquire_owned().await else { return };
-        let (stream, peer) = match listener.accept().await {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                // Out of descriptors, or the peer was gone already: the next one may do better, in a moment.
-                if controller.limited().pass("rest").is_some() {
-                    tracing::warn!(%error, "a REST connection could not be accepted");
-                }
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            }
-        };
-        // Answers are awaited: without this some wait for the acknowledgement of what went before.
-        drop(stream.set_nodelay(true));
+    let doorway = Doorway::new(listener, "REST");
+    while let Some((permit, stream, peer)) = doorway.next(&controller).await {
         let Some(acceptor) = acceptor.clone() else {
             // The other end is gone only when the server is.
             drop(ready.send((Connection::new(Stream::Plain(stream), permit), peer)).await);
