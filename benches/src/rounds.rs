@@ -1,6 +1,22 @@
 //! Figures of several rounds.
 
+use comfy_table::{Table, presets};
 use serde::Serialize;
+
+/// Says on the standard error how far a long run is.
+#[allow(clippy::print_stderr, reason = "progress of a long run")]
+pub fn progress(scenario: &str, round: u32, rounds: u32) {
+    eprintln!("{scenario}: round {round} of {rounds}");
+}
+
+/// The table of `figures`, for a document, beside the figures of `peer`.
+pub fn table(scenario: &str, peer: &str, figures: &[Comparison]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::ASCII_MARKDOWN);
+    table.set_header([scenario, peer, "Sluice", "better by"]);
+    table.add_rows(figures.iter().map(Comparison::row));
+    table
+}
 
 /// The middle of `values`; 0 when there are none.
 pub fn median(values: &[f64]) -> f64 {

@@ -6,10 +6,9 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use benches::blk_load::{Client, Figures, Load, Op};
 use benches::qsd::Qsd;
-use benches::rounds::Comparison;
+use benches::rounds::{self, Comparison};
 use benches::{CLIENT_CORE, SERVER_CORE, pin, volumes};
 use clap::Parser;
-use comfy_table::{Table, presets};
 use xtask::lab::Site;
 use xtask::lab::process::Lifetime;
 
@@ -96,7 +95,7 @@ fn main() -> anyhow::Result<()> {
         let mut p50 = Comparison::new(format!("{}: p50 us", scenario.name), false);
         let mut cpu = Comparison::new(format!("{}: server ns/IO", scenario.name), false);
         for round in 1..=options.rounds {
-            progress(scenario.name, round, options.rounds);
+            rounds::progress(scenario.name, round, options.rounds);
             let peer = measure_peer(dir.path(), scenario, path, options.seconds);
             let peer = peer.context("qemu-storage-daemon")?;
             let site = Site {
@@ -122,17 +121,8 @@ fn main() -> anyhow::Result<()> {
         println!("{}", serde_json::to_string_pretty(&figures)?);
         return Ok(());
     }
-    let mut table = Table::new();
-    table.load_style(presets::ASCII_MARKDOWN);
-    table.set_header(["scenario", "qemu-storage-daemon", "Sluice", "better by"]);
-    table.add_rows(figures.iter().map(Comparison::row));
-    println!("{table}");
+    println!("{}", rounds::table("scenario", "qemu-storage-daemon", &figures));
     Ok(())
-}
-
-#[allow(clippy::print_stderr, reason = "progress of a long run")]
-fn progress(scenario: &str, round: u32, rounds: u32) {
-    eprintln!("{scenario}: round {round} of {rounds}");
 }
 
 fn measure_peer(dir: &Path, scenario: &Scenario, path: &Path, seconds: f64) -> anyhow::Result<Figures> {

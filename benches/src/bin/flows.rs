@@ -7,12 +7,11 @@ use std::time::Duration;
 use anyhow::Context as _;
 use benches::frames::{self, Udp, exact_rule, flow, shuffled};
 use benches::ovs::OvsDpdk;
-use benches::rounds::Comparison;
+use benches::rounds::{self, Comparison};
 use benches::sluice::{Figures, Sluice};
 use benches::testpmd::Testpmd;
 use benches::usage::Usage;
 use clap::Parser;
-use comfy_table::{Table, presets};
 use xtask::lab::hugepages::Hugepages;
 
 /// Many rules, many flows: one worker on core 0, dpdk-testpmd on core 1 replays frames of 64 bytes.
@@ -150,7 +149,7 @@ fn main() -> anyhow::Result<()> {
         frames::write_pcap(&file, shuffled(scenario.flows).map(|number| (scenario.frame)(number).frame()))?;
         let rules = (scenario.rules)();
         for round in 1..=options.rounds {
-            eprint_progress(scenario.name, round, options.rounds);
+            rounds::progress(scenario.name, round, options.rounds);
             if scenario.peer && !options.alone {
                 let ovs = OvsDpdk::start(2)?;
                 ovs.set_flows(&rules)?;
@@ -173,11 +172,7 @@ fn main() -> anyhow::Result<()> {
         }
         figures.extend([mpps, cycles]);
     }
-    let mut table = Table::new();
-    table.load_style(presets::ASCII_MARKDOWN);
-    table.set_header(["scenario, 64 B", "Open vSwitch-DPDK", "Sluice", "better by"]);
-    table.add_rows(figures.iter().map(Comparison::row));
-    println!("{table}");
+    println!("{}", rounds::table("scenario, 64 B", "Open vSwitch-DPDK", &figures));
     notes.iter().for_each(|note| println!("{note}"));
     Ok(())
 }
@@ -196,9 +191,4 @@ fn client(sockets: [&Path; 2], file: &Path, scenario: &Scenario) -> anyhow::Resu
 fn push(mpps: &mut Vec<f64>, cycles: &mut Vec<f64>, figures: Figures) {
     mpps.push(figures.mpps);
     cycles.push(figures.cycles);
-}
-
-#[allow(clippy::print_stderr, reason = "progress of a long run")]
-fn eprint_progress(scenario: &str, round: u32, rounds: u32) {
-    eprintln!("{scenario}: round {round} of {rounds}");
 }

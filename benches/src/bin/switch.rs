@@ -5,11 +5,10 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use benches::ovs::OvsDpdk;
-use benches::rounds::Comparison;
+use benches::rounds::{self, Comparison};
 use benches::sluice::{Figures, Sluice};
 use benches::testpmd::Testpmd;
 use clap::Parser;
-use comfy_table::{Table, presets};
 use xtask::lab::hugepages::Hugepages;
 
 /// Compare our switch with Open vSwitch-DPDK: one worker on core 0, dpdk-testpmd on core 1.
@@ -56,7 +55,7 @@ fn main() -> anyhow::Result<()> {
         let mut mpps = Comparison::new(format!("{}: Mpps", scenario.name), true);
         let mut cycles = Comparison::new(format!("{}: busy cycles/packet", scenario.name), false);
         for round in 1..=options.rounds {
-            eprint_progress(scenario.name, round, options.rounds);
+            rounds::progress(scenario.name, round, options.rounds);
             let peer = measure_peer(scenario, options.seconds).context("Open vSwitch")?;
             let ours = measure_ours(&program, &dir.path().join("site"), scenario, options.seconds);
             let ours = ours.context("sluice switch")?;
@@ -71,17 +70,8 @@ fn main() -> anyhow::Result<()> {
         println!("{}", serde_json::to_string_pretty(&figures)?);
         return Ok(());
     }
-    let mut table = Table::new();
-    table.load_style(presets::ASCII_MARKDOWN);
-    table.set_header(["scenario", "Open vSwitch-DPDK", "Sluice", "better by"]);
-    table.add_rows(figures.iter().map(Comparison::row));
-    println!("{table}");
+    println!("{}", rounds::table("scenario", "Open vSwitch-DPDK", &figures));
     Ok(())
-}
-
-#[allow(clippy::print_stderr, reason = "progress of a long run")]
-fn eprint_progress(scenario: &str, round: u32, rounds: u32) {
-    eprintln!("{scenario}: round {round} of {rounds}");
 }
 
 /// What the peer does.
