@@ -10,9 +10,8 @@ use hyper::body::{Bytes, Incoming};
 use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use serde_json::{Map, Value, json};
-use telemetry::Problem;
+use telemetry::{Problem, StopSignals};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::signal::unix::{SignalKind, signal};
 
 use crate::remote::Remote;
 
@@ -230,27 +229,25 @@ fn is_starting(error: &anyhow::Error) -> bool {
 /// Notices that the user wants a command to end, in place of ending at once.
 pub struct Interrupt {
     runtime: tokio::runtime::Runtime,
-    interrupt: tokio::signal::unix::Signal,
-    terminate: tokio::signal::unix::Signal,
+    signals: StopSignals,
 }
 
 impl Interrupt {
     /// From now on SIGINT and SIGTERM are for [`Interrupt::within`].
     pub fn new() -> anyhow::Result<Interrupt> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let (interrupt, terminate) = {
+        let signals = {
             let _inside = runtime.enter();
-            (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
+            StopSignals::listen()?
         };
-        Ok(Interrupt { runtime, interrupt, terminate })
+        Ok(Interrupt { runtime, signals })
     }
 
     /// Waits a while, or until there is a signal; true when there was one, also before.
     pub fn within(&mut self, pause: Duration) -> bool {
         self.runtime.block_on(async {
             tokio::select! {
-                _ = self.interrupt.recv() => true,
-                _ = self.terminate.recv() => true,
+                () = self.signals.received() => true,
                 () = tokio::time::sleep(pause) => false,
             }
         })
@@ -262,14 +259,12 @@ impl Interrupt {
 pub fn stream(socket: &Path, path: &str, file: &mut dyn Write) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut terminate = signal(SignalKind::terminate())?;
+        let mut signals = StopSignals::listen()?;
         let mut body = send(&Endpoint::Unix(socket.to_owned()), Method::GET, path, None).await?.into_body();
         loop {
             let frame = tokio::select! {
                 frame = body.frame() => frame,
-                _ = interrupt.recv() => None,
-                _ = terminate.recv() => None,
+                () = signals.received() => None,
             };
             let Some(frame) = frame else { return Ok(file.flush()?) };
             let Ok(bytes) = frame?.into_data() else { continue };
