@@ -95,6 +95,12 @@ impl Job {
         self.total_bytes.store(total_bytes, Relaxed);
     }
 
+    /// The same for work that copies piece by piece; false when it is to end.
+    pub fn report(&self, done_bytes: u64, total_bytes: u64) -> bool {
+        self.progress(done_bytes, total_bytes);
+        !self.cancelled()
+    }
+
     /// Whether the work is to end as soon as it can; what it returns then does not matter unless it is `Ok`.
     pub fn cancelled(&self) -> bool {
         self.lock().cancelled

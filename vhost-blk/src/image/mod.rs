@@ -40,11 +40,10 @@ impl Volumes {
         let name = new.name.clone();
         let import = self.begin_import(new)?;
         self.jobs().start("import", &name, move |job| {
-            let report = |done, total| {
-                job.progress(done, total);
-                !job.cancelled()
-            };
-            import.run(&report).map(|_| ()).map_err(|problem| problem.to_string())
+            import
+                .run(&|done, total| job.report(done, total))
+                .map(|_| ())
+                .map_err(|problem| problem.to_string())
         })
     }
 
@@ -56,11 +55,7 @@ impl Volumes {
         let name = new.volume.clone();
         let export = self.begin_export(new)?;
         self.jobs().start("export", &name, move |job| {
-            let report = |done, total| {
-                job.progress(done, total);
-                !job.cancelled()
-            };
-            export.run(&report).map_err(|problem| problem.to_string())
+            export.run(&|done, total| job.report(done, total)).map_err(|problem| problem.to_string())
         })
     }
 }
