@@ -27,7 +27,8 @@ enum Command {
     Fence(Fence),
     Drain(Fence),
     PacketOut(PacketOut),
-    Frame(PortNo, Vec<u8>, SyncSender<Sent>),
+    /// So many times in one and the same moment.
+    Frames(PortNo, Vec<u8>, usize, SyncSender<Vec<Sent>>),
 }
 
 /// What became of one frame.
@@ -133,15 +134,19 @@ fn worker(
                 forwarder.packet_out(&packet, &mut header, clock.now_ms(), &mut collect);
                 count(counters, None, &collect.sent);
             }
-            Command::Frame(in_port, frame, done) => {
-                let mut header = Header::of(&frame);
-                let key = forwarder.key(&header, in_port);
-                let mut verdict = [VerdictId::default()];
-                forwarder.classify(&[key], &[frame.len() as u32], &mut verdict, clock.now_ms());
-                let mut collect = Collect { payload: &frame, sent: Sent::default(), packet_ins };
-                forwarder.forward(verdict[0], in_port, &mut header, clock.now_ms(), &mut collect);
-                count(counters, Some((in_port, frame.len())), &collect.sent);
-                let _ = done.send(collect.sent);
+            Command::Frames(in_port, frame, times, done) => {
+                let now_ms = clock.now_ms();
+                let forward = || {
+                    let mut header = Header::of(&frame);
+                    let key = forwarder.key(&header, in_port);
+                    let mut verdict = [VerdictId::default()];
+                    forwarder.classify(&[key], &[frame.len() as u32], &mut verdict, now_ms);
+                    let mut collect = Collect { payload: &frame, sent: Sent::default(), packet_ins };
+                    forwarder.forward(verdict[0], in_port, &mut header, now_ms, &mut collect);
+                    count(counters, Some((in_port, frame.len())), &collect.sent);
+                    collect.sent
+                };
+                let _ = done.send(std::iter::repeat_with(forward).take(times).collect());
             }
         }
     }
@@ -220,9 +225,16 @@ impl Switch {
 
     /// Sends a frame into a port and returns what became of it.
     pub fn frame(&self, in_port: u32, frame: &[u8]) -> Sent {
+        self.burst(in_port, frame, 1).remove(0)
+    }
+
+    /// Sends a frame into a port so many times, all within one moment of the worker's clock.
+    pub fn burst(&self, in_port: u32, frame: &[u8], times: usize) -> Vec<Sent> {
         let (sender, done) = sync_channel(1);
         let worker = &self.workers[in_port as usize % self.workers.len()];
-        worker.send(Command::Frame(PortNo(in_port), frame.to_vec(), sender)).expect("the worker runs");
+        worker
+            .send(Command::Frames(PortNo(in_port), frame.to_vec(), times, sender))
+            .expect("the worker runs");
         done.recv_timeout(PATIENCE).expect("the worker answers")
     }
 }
