@@ -38,14 +38,20 @@ pub struct WorkerFlags {
 pub struct Settings {
     file: toml::Table,
     file_name: String,
+    /// Keys that were asked for.
+    known: Vec<String>,
     errors: Errors,
 }
 
 impl Settings {
     /// Settings from the TOML file `config`, if one is given, and from flags alone otherwise.
     pub fn read(config: Option<&Path>) -> Settings {
-        let mut settings =
-            Settings { file: toml::Table::new(), file_name: String::new(), errors: Errors::new() };
+        let mut settings = Settings {
+            file: toml::Table::new(),
+            file_name: String::new(),
+            known: Vec::new(),
+            errors: Errors::new(),
+        };
         let Some(path) = config else { return settings };
         settings.file_name = path.display().to_string();
         let parsed = std::fs::read_to_string(path)
@@ -73,6 +79,7 @@ impl Settings {
         remedy: &str,
         parse: impl FnOnce(&str) -> Result<T, String>,
     ) -> Option<T> {
+        self.known.push(key.to_string());
         let from_file = self.file.remove(key);
         let (field, text) = match (flag, from_file) {
             (Some(flag), _) => (format!("--{}", key.replace('_', "-")), flag.to_string()),
@@ -173,14 +180,10 @@ impl Settings {
     /// # Errors
     /// All that was wrong, as one text of a line each.
     pub fn finish(mut self) -> anyhow::Result<()> {
+        let remedy = format!("the keys are {}", self.known.join(", "));
         for (key, value) in std::mem::take(&mut self.file) {
             let field = format!("{}: {key}", self.file_name);
-            self.refuse(
-                &field,
-                &value.to_string(),
-                "is not a known key",
-                "remove it or correct its spelling",
-            );
+            self.refuse(&field, &value.to_string(), "is not a known key", &remedy);
         }
         self.errors
             .into_result("the configuration is not usable", ())
@@ -266,9 +269,13 @@ mod tests {
         assert_eq!(settings.parsed::<u32>("deep", None, "give a number"), None);
         assert_eq!(settings.parsed::<u16>("port", Some("70000"), "give a port"), None);
         let text = settings.finish().expect_err("four things are wrong").to_string();
-        for part in
-            ["spin_us `soon`", "give microseconds", "deep", "--port `70000`", "spinn `1`: is not a known key"]
-        {
+        for part in [
+            "spin_us `soon`",
+            "give microseconds",
+            "deep",
+            "--port `70000`",
+            "spinn `1`: is not a known key; the keys are spin_us, deep, port",
+        ] {
             assert!(text.contains(part), "{part} in {text}");
         }
     }
