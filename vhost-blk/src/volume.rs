@@ -478,17 +478,15 @@ impl Volumes {
         workers: &Arc<[WorkerHandle<Command>]>,
     ) -> Result<Service, Problem> {
         let title = format!("the volume `{}` cannot be served", spec.name);
-        let field = match &spec.backing {
-            Backing::Device(_) => "device",
-            Backing::Pool(_) => "pool",
-            _ => "file",
-        };
         let disk = match &spec.backing {
             // A pool knows by itself what a failed flush has lost.
             Backing::Pool(place) => self.disk_in_pool(spec, place, held)?,
-            _ => {
-                let disk = Disk::open(spec, make)
-                    .map_err(|error| refused(title.clone(), &error, field, &spec.backing))?;
+            backing => {
+                let disk = Disk::open(spec, make).map_err(|error| match backing {
+                    Backing::Device(path) => refused(title.clone(), &error, "device", &path.display()),
+                    Backing::File(path) => refused(title.clone(), &error, "file", &path.display()),
+                    Backing::Null | Backing::Pool(_) => refused(title.clone(), &error, "name", &spec.name),
+                })?;
                 disk.keep_poison_in(self.state()?, poison_note(&spec.name))
                     .map_err(|error| Problem::internal(title.clone()).detail(chain_of(&error)))?;
                 disk
