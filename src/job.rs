@@ -8,7 +8,7 @@ use clap::Subcommand;
 use hyper::Method;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
-use telemetry::check::show_size;
+use telemetry::check::about_size;
 
 use crate::client::{Collection, Interrupt, RunDir};
 use crate::output::{self, Format, Look};
@@ -161,19 +161,18 @@ fn title(job: &Value) -> String {
 }
 
 fn state(job: &Value) -> String {
-    output::tagged(&job["state"])
+    output::text(&job["state"])
 }
 
 /// `drain pool0: 12MiB of 20MiB, 40MiB/s, 1 s left`
 fn line(job: &Value) -> String {
     let number = |key: &str| job[key].as_u64().unwrap_or_default();
-    // A tenth of the unit is enough of a rate.
-    let rate = show_size(number("bytes_per_s") >> 20 << 20);
+    let rate = about_size(number("bytes_per_s"));
     let end = match job["left_s"].as_u64() {
         Some(left) => format!("{left} s left"),
         None => format!("{:.1} s, {}", job["took_s"].as_f64().unwrap_or_default(), state(job)),
     };
-    let (done, total) = (show_size(number("done_bytes")), show_size(number("total_bytes")));
+    let (done, total) = (about_size(number("done_bytes")), about_size(number("total_bytes")));
     format!("{}: {done} of {total}, {rate}/s, {end}", title(job))
 }
 

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use comfy_table::{ContentArrangement, Table, presets};
 use serde_json::Value;
-use telemetry::check::show_size;
+use telemetry::check::about_size;
 
 use crate::client::{Refusal, RunDir};
 
@@ -87,33 +87,32 @@ pub fn table<const N: usize>(headings: [&str; N], rows: impl IntoIterator<Item =
     line(table);
 }
 
-/// Prints an object as a line for each key.
+/// Prints an object as a line for each key that has something to say.
 pub fn fields(object: &Value) {
-    let rows =
-        object.as_object().into_iter().flatten().map(|(key, value)| [key.replace('_', " "), text(value)]);
+    let rows = object.as_object().into_iter().flatten().filter_map(|(key, value)| {
+        let shown = if key.ends_with("_bytes") { bytes(value) } else { text(value) };
+        (!shown.is_empty()).then(|| [key.trim_end_matches("_bytes").replace('_', " "), shown])
+    });
     table(["", ""], rows);
 }
 
-/// A value as a cell of a table: texts without quotes, nothing for null.
+/// A value as a cell of a table: texts without quotes, `{"kind": value}` as `kind value`, lists with commas, nothing for
+/// null and what is empty.
 pub fn text(value: &Value) -> String {
     match value {
         Value::Null => String::new(),
         Value::String(text) => text.clone(),
+        Value::Array(items) => items.iter().map(text).collect::<Vec<_>>().join(", "),
+        Value::Object(fields) => {
+            fields.iter().map(|(key, value)| format!("{key} {}", text(value))).collect::<Vec<_>>().join(", ")
+        }
         other => other.to_string(),
     }
 }
 
-/// One of several kinds of thing, `"kind"` or `{"kind": value}`, as a cell of a table.
-pub fn tagged(value: &Value) -> String {
-    let Some((kind, value)) = value.as_object().and_then(|object| object.iter().next()) else {
-        return text(value);
-    };
-    format!("{kind} {}", text(value))
-}
-
 /// A number of bytes as a cell of a table.
 pub fn bytes(value: &Value) -> String {
-    value.as_u64().map_or_else(|| text(value), show_size)
+    value.as_u64().map_or_else(|| text(value), about_size)
 }
 
 /// What a shell shows of a program that SIGPIPE ended.

@@ -5,7 +5,7 @@ use std::path::Path;
 use clap::Subcommand;
 use hyper::Method;
 use serde_json::{Map, Value, json};
-use telemetry::check::show_size;
+use telemetry::check::about_size;
 
 use crate::client::{self, Collection, RunDir};
 use crate::job::Wait;
@@ -238,7 +238,7 @@ fn list(pools: &Value) {
     let rows = pools.as_array().into_iter().flatten().map(|pool| {
         let usage = &pool["usage"];
         let of = |free: &str, all: &str| match (usage[free].as_u64(), usage[all].as_u64()) {
-            (Some(free), Some(all)) => format!("{} of {}", show_size(all - free), show_size(all)),
+            (Some(free), Some(all)) => format!("{} of {}", about_size(all - free), about_size(all)),
             _ => String::new(),
         };
         [
@@ -280,10 +280,11 @@ fn show(pool: &Value) {
             key if key.ends_with("_bytes") => bytes(value),
             _ => output::text(value),
         };
-        rows.push([key.trim_end_matches("_bytes").replace('_', " "), shown]);
+        if !shown.is_empty() {
+            rows.push([key.trim_end_matches("_bytes").replace('_', " "), shown]);
+        }
     }
-    let volumes: Vec<String> = pool["volumes"].as_array().into_iter().flatten().map(output::text).collect();
-    rows.push(["volumes".to_string(), volumes.join(", ")]);
+    rows.push(["volumes".to_string(), output::text(&pool["volumes"])]);
     output::table(["", ""], rows);
     warn(pool);
 }

@@ -131,7 +131,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 
 /// `any`, `access 10`, `trunk 10,20 native 1`.
 fn vlans(value: &Value) -> String {
-    let Some(trunk) = value.get("trunk") else { return output::tagged(value) };
+    let Some(trunk) = value.get("trunk") else { return output::text(value) };
     let allowed: Vec<_> = trunk["allowed"].as_array().into_iter().flatten().map(output::text).collect();
     let native = trunk["native"].as_u64().map(|vid| format!("native {vid}"));
     let parts = ["trunk".to_string(), allowed.join(",")].into_iter().chain(native);
@@ -148,7 +148,7 @@ fn list(ports: &Value) {
         [
             output::text(&port["name"]),
             output::text(&port["ofport"]),
-            output::tagged(&port["kind"]),
+            output::text(&port["kind"]),
             vlans(&port["vlans"]),
             link.to_string(),
             output::text(&port["counters"]["rx_packets"]),

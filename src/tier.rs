@@ -3,7 +3,7 @@
 use clap::Subcommand;
 use hyper::Method;
 use serde_json::Value;
-use telemetry::check::{show_size, size};
+use telemetry::check::{about_size, show_size, size};
 
 use crate::client::{self, Collection, RunDir};
 use crate::output::{self, BadInput, Look, bytes};
@@ -111,7 +111,7 @@ fn show(heat: &Value) {
     let (size, cell) = (bytes(&heat["size_bytes"]), show_size(cell_bytes));
     output::line(format_args!("{} has {size}, a character is {cell}", output::text(&heat["volume"])));
     output::line("blank: never written; . cold; : - = + * # % more and more of it hot; @ all hot");
-    let (mapped, hot, dirty) = (show_size(mapped), show_size(hot), show_size(dirty));
+    let (mapped, hot, dirty) = (about_size(mapped), about_size(hot), about_size(dirty));
     output::line(format_args!("written {mapped}, hot {hot}, only hot {dirty}"));
 }
 

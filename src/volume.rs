@@ -292,10 +292,7 @@ fn show(volume: &Value) {
     let mut flat = volume.as_object().cloned().unwrap_or_default();
     // What the pool knows stands beside the rest.
     let tier = flat.remove("tier");
-    for (key, value) in tier.iter().flat_map(|tier| tier.as_object().into_iter().flatten()) {
-        let shown = if key.ends_with("_bytes") { json!(output::bytes(value)) } else { value.clone() };
-        flat.insert(key.trim_end_matches("_bytes").to_string(), shown);
-    }
+    flat.extend(tier.as_ref().and_then(Value::as_object).cloned().into_iter().flatten());
     output::fields(&Value::Object(flat));
 }
 
@@ -309,7 +306,7 @@ fn list(volumes: &Value) {
             output::text(&volume["name"]),
             output::bytes(&volume["size_bytes"]),
             match &volume["backing"]["pool"] {
-                Value::Null => output::tagged(&volume["backing"]),
+                Value::Null => output::text(&volume["backing"]),
                 place => format!("pool {}", output::text(&place["name"])),
             },
             output::text(&volume["queues"]),

@@ -119,6 +119,22 @@ pub fn show_size(bytes: u64) -> String {
     format!("{bytes}B")
 }
 
+/// A size for a glance: as [`show_size`] where that is short, else three digits of it.
+pub fn about_size(bytes: u64) -> String {
+    let exact = show_size(bytes);
+    let unit = [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")]
+        .into_iter()
+        .find(|(shift, _)| bytes >> shift > 0);
+    match unit {
+        Some((shift, unit)) if exact.len() > "9999KiB".len() => {
+            let value = bytes as f64 / (1_u64 << shift) as f64;
+            let digits = if value < 10.0 { 2 } else { usize::from(value < 100.0) };
+            format!("{value:.digits$}{unit}")
+        }
+        _ => exact,
+    }
+}
+
 /// The keys of one JSON (or TOML) table, taken one by one; wrong types and unknown keys are noted together.
 pub struct Fields<'a> {
     path: String,
@@ -212,6 +228,16 @@ mod tests {
             assert_eq!(show_size(bytes), text);
             assert_eq!(size(text), Ok(bytes));
         }
+        for (bytes, text) in [
+            (0, "0B"),
+            (513, "513B"),
+            (3 << 39, "1536GiB"),
+            (20_834_496 << 10, "19.9GiB"),
+            (1_927_360 << 10, "1.84GiB"),
+        ] {
+            assert_eq!(about_size(bytes), text);
+        }
+        assert_eq!(about_size(123_456_789_012), "115GiB");
     }
 
     #[test]
