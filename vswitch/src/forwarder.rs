@@ -18,8 +18,8 @@ use crate::cache::{Entry, FlowCache, LINES_MAX, Place};
 use crate::fdb::Fdb;
 use crate::meters::{Metered, remark};
 use crate::model::{
-    DropReason, Op, PACKET_IN_QUEUE_MAX, PacketIn, PacketInReason, PacketOut, PortNo, Snapshot, Tail, Target,
-    Verdict, is_physical,
+    DropReason, Op, Origin, PACKET_IN_QUEUE_MAX, PacketIn, PacketInReason, PacketOut, PortNo, Snapshot, Tail,
+    Target, Verdict, is_physical,
 };
 use crate::pipeline::{self, Decision, OPS_MAX};
 use crate::ports::EgressTag;
@@ -69,9 +69,8 @@ pub trait Egress {
 struct Walk {
     in_port: PortNo,
     now_ms: u64,
-    /// Table and cookie of the flow that sent it there.
-    table: u8,
-    cookie: u64,
+    /// Who sent it there.
+    origin: Origin,
     steps_left: usize,
 }
 
@@ -341,8 +340,8 @@ impl Forwarder {
                     }
                 }
                 Op::Output(target) => self.output(target, in_port, header, now_ms, egress),
-                Op::Group { id, table, cookie } => {
-                    let mut walk = Walk { in_port, now_ms, table, cookie, steps_left: OPS_MAX };
+                Op::Group { id, origin } => {
+                    let mut walk = Walk { in_port, now_ms, origin, steps_left: OPS_MAX };
                     self.group(id, &mut walk, header, egress);
                 }
                 Op::Meter(id) => {
@@ -430,7 +429,7 @@ impl Forwarder {
     }
 
     fn bucket_steps(&self, ops: &[Op], walk: &mut Walk, header: &mut Header, egress: &mut impl Egress) {
-        let Walk { in_port, now_ms, table, cookie, .. } = *walk;
+        let Walk { in_port, now_ms, origin, .. } = *walk;
         for op in ops {
             if walk.steps_left == 0 {
                 // Groups behind groups multiply: what one packet causes is bounded.
@@ -444,7 +443,7 @@ impl Forwarder {
                     }
                 }
                 Op::Output(Target::Controller { max_len, reason, .. }) => {
-                    let target = Target::Controller { max_len, reason, table, cookie };
+                    let target = Target::Controller { max_len, reason, origin };
                     self.output(target, in_port, header, now_ms, egress);
                 }
                 Op::Output(target) => self.output(target, in_port, header, now_ms, egress),
@@ -493,9 +492,9 @@ impl Forwarder {
                 None => egress.dropped(DropReason::VlanNotAllowed),
             },
             Target::All => self.all(in_port, header, egress),
-            Target::Controller { max_len, reason, table, cookie } => {
+            Target::Controller { max_len, reason, origin } => {
                 let frame = Box::default();
-                let packet_in = PacketIn { in_port, reason, table, cookie, total_len: 0, frame };
+                let packet_in = PacketIn { in_port, reason, origin, total_len: 0, frame };
                 self.controller(packet_in, max_len, header, now_ms, egress);
             }
         }
@@ -523,7 +522,7 @@ impl Forwarder {
     #[cold]
     fn invalid_ttl(&self, in_port: PortNo, header: &Header, now_ms: u64, egress: &mut impl Egress) {
         let (reason, frame) = (PacketInReason::InvalidTtl, Box::default());
-        let packet_in = PacketIn { in_port, reason, table: 0, cookie: u64::MAX, total_len: 0, frame };
+        let packet_in = PacketIn { in_port, reason, origin: Origin::NONE, total_len: 0, frame };
         // Cut to what each controller wants (`miss_send_len`) by the agent.
         self.controller(packet_in, ofp::CONTROLLER_LEN_NO_BUFFER, header, now_ms, egress);
     }

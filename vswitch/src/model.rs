@@ -305,10 +305,8 @@ pub enum Op {
     Group {
         /// The group.
         id: u32,
-        /// Table of the flow that sent it, for packet-ins.
-        table: u8,
-        /// Cookie of that flow.
-        cookie: u64,
+        /// For packet-ins.
+        origin: Origin,
     },
     /// Let a meter decide whether the packet goes on.
     Meter(u32),
@@ -333,13 +331,29 @@ pub enum Target {
     Controller {
         /// Bytes of the frame to send; 0xffff (`OFPCML_NO_BUFFER`) = all.
         max_len: u16,
-        /// What the packet-in says.
+        /// Why, as the packet-in says.
         reason: PacketInReason,
-        /// Table of the flow that sent it.
-        table: u8,
-        /// Cookie of that flow.
-        cookie: u64,
+        /// Where from, as the packet-in says.
+        origin: Origin,
     },
+}
+
+/// The flow that sends a packet to somebody, and what the tables noted beside the packet: packet-ins tell both (7.4.1).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Origin {
+    /// Its table.
+    pub table: u8,
+    /// Its cookie.
+    pub cookie: u64,
+    /// Metadata by then.
+    pub metadata: u64,
+    /// Tunnel id by then.
+    pub tunnel_id: u64,
+}
+
+impl Origin {
+    /// No flow.
+    pub const NONE: Origin = Origin { table: 0, cookie: u64::MAX, metadata: 0, tunnel_id: 0 };
 }
 
 /// What to do with a packet: steps in order; no steps = drop for `drop`.
@@ -428,10 +442,8 @@ pub struct PacketIn {
     pub in_port: PortNo,
     /// Why it is sent.
     pub reason: PacketInReason,
-    /// Table of the flow that sent it.
-    pub table: u8,
-    /// Cookie of that flow.
-    pub cookie: u64,
+    /// Where from.
+    pub origin: Origin,
     /// Length of the whole frame, bytes.
     pub total_len: u16,
     /// The frame as it was when it was sent to the controller, cut at the action's `max_len`.

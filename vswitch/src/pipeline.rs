@@ -5,7 +5,7 @@ use std::sync::Arc;
 use packet::{Edit, FlowKey, field};
 
 use crate::flow::{Action, ActionSet, Flow, FlowStats};
-use crate::model::{DropReason, Op, PacketInReason, PortNo, Tail, Target, Verdict};
+use crate::model::{DropReason, Op, Origin, PacketInReason, PortNo, Tail, Target, Verdict};
 use crate::tables::{TABLES, Tables};
 
 /// Steps of one verdict. A packet that would need more (flows of many tables with long action lists) is dropped
@@ -92,10 +92,21 @@ impl Decision {
 
 /// The flow whose actions are being executed: what a packet-in says about it.
 #[derive(Clone, Copy)]
-struct Origin {
+struct Executed {
     reason: PacketInReason,
     table: u8,
     cookie: u64,
+}
+
+impl Executed {
+    /// A packet-out.
+    const NONE: Executed =
+        Executed { reason: PacketInReason::Action, table: Origin::NONE.table, cookie: Origin::NONE.cookie };
+
+    fn origin(self, key: &FlowKey) -> Origin {
+        let (metadata, tunnel_id) = (key.get(field::METADATA), key.get(field::TUNNEL_ID));
+        Origin { table: self.table, cookie: self.cookie, metadata, tunnel_id }
+    }
 }
 
 /// Runs the pipeline for a packet with this key: OpenFlow 1.3.5, 5.1.
@@ -110,14 +121,13 @@ pub fn decide(tables: &Tables, key: &FlowKey, decision: &mut Decision) {
 pub fn decide_actions(tables: &Tables, key: &FlowKey, actions: &[Action], decision: &mut Decision) {
     decision.clear();
     let mut key = *key;
-    let origin = Origin { reason: PacketInReason::Action, table: 0, cookie: u64::MAX };
     for action in actions {
         match *action {
             Action::Output { port: PortNo::TABLE, .. } => {
                 run(tables, key.with(field::METADATA, 0), decision);
                 decision.action_set.clear();
             }
-            action => execute(action, &mut key, origin, decision),
+            action => execute(action, &mut key, Executed::NONE, decision),
         }
     }
     finish(decision);
@@ -152,7 +162,7 @@ fn run(tables: &Tables, mut key: FlowKey, decision: &mut Decision) {
         decision.drop = Some(DropReason::Fragment);
         return;
     }
-    let mut origin = Origin { reason: PacketInReason::Action, table: 0, cookie: u64::MAX };
+    let mut executed = Executed::NONE;
     while let Some(table) = tables.table(number) {
         decision.look_up(number);
         let found = table.lookup(&key);
@@ -169,13 +179,13 @@ fn run(tables: &Tables, mut key: FlowKey, decision: &mut Decision) {
         decision.count(number, &flow.stats);
         let miss_entry = flow.priority == 0 && *flow.mask == FlowKey::ZERO;
         let reason = if miss_entry { PacketInReason::TableMiss } else { PacketInReason::Action };
-        origin = Origin { reason, table: number, cookie: flow.cookie };
+        executed = Executed { reason, table: number, cookie: flow.cookie };
         let instructions = &flow.instructions;
         if let Some(meter) = instructions.meter {
             decision.ops.push(Op::Meter(meter));
         }
         for action in &instructions.apply {
-            execute(*action, &mut key, origin, decision);
+            execute(*action, &mut key, executed, decision);
         }
         if instructions.clear {
             decision.action_set.clear();
@@ -201,7 +211,7 @@ fn run(tables: &Tables, mut key: FlowKey, decision: &mut Decision) {
     }
     let action_set = std::mem::take(&mut decision.action_set);
     for action in action_set.actions() {
-        execute(*action, &mut key, origin, decision);
+        execute(*action, &mut key, executed, decision);
         if matches!(action, Action::Group(_)) {
             // A group takes the place of the output (5.10).
             break;
@@ -211,7 +221,7 @@ fn run(tables: &Tables, mut key: FlowKey, decision: &mut Decision) {
     decision.drop = Some(DropReason::NoActions);
 }
 
-fn execute(action: Action, key: &mut FlowKey, origin: Origin, decision: &mut Decision) {
+fn execute(action: Action, key: &mut FlowKey, executed: Executed, decision: &mut Decision) {
     if decision.ops.len() >= OPS_MAX {
         return;
     }
@@ -223,11 +233,9 @@ fn execute(action: Action, key: &mut FlowKey, origin: Origin, decision: &mut Dec
             decision.ops.push(Op::Edit(edit));
         }
         // Its buckets work on copies: nothing that follows depends on them.
-        Action::Group(id) => {
-            decision.ops.push(Op::Group { id, table: origin.table, cookie: origin.cookie });
-        }
+        Action::Group(id) => decision.ops.push(Op::Group { id, origin: executed.origin(key) }),
         Action::Output { port, max_len } => {
-            if let Some(target) = target(port, max_len, origin) {
+            if let Some(target) = target(port, max_len, executed.reason, executed.origin(key)) {
                 decision.ops.push(Op::Output(target));
             }
         }
@@ -236,31 +244,30 @@ fn execute(action: Action, key: &mut FlowKey, origin: Origin, decision: &mut Dec
 
 /// The steps of a bucket with this action set. Who sent the packet through the group is filled in when they are taken.
 pub(crate) fn steps_of_bucket(set: &ActionSet) -> Vec<Op> {
-    let origin = Origin { reason: PacketInReason::Action, table: 0, cookie: u64::MAX };
+    let (reason, origin) = (PacketInReason::Action, Origin::NONE);
     let mut ops = Vec::new();
     for action in set.actions() {
         match *action {
             Action::Edit(edit) => ops.push(Op::Edit(edit)),
             Action::Group(id) => {
-                ops.push(Op::Group { id, table: 0, cookie: u64::MAX });
+                ops.push(Op::Group { id, origin });
                 break;
             }
-            Action::Output { port, max_len } => ops.extend(target(port, max_len, origin).map(Op::Output)),
+            Action::Output { port, max_len } => {
+                ops.extend(target(port, max_len, reason, origin).map(Op::Output))
+            }
         }
     }
     ops
 }
 
-fn target(port: PortNo, max_len: u16, origin: Origin) -> Option<Target> {
+fn target(port: PortNo, max_len: u16, reason: PacketInReason, origin: Origin) -> Option<Target> {
     Some(match port {
         PortNo::IN_PORT => Target::InPort,
         PortNo::NORMAL => Target::Normal,
         PortNo::FLOOD => Target::Flood,
         PortNo::ALL => Target::All,
-        PortNo::CONTROLLER => {
-            let Origin { reason, table, cookie } = origin;
-            Target::Controller { max_len, reason, table, cookie }
-        }
+        PortNo::CONTROLLER => Target::Controller { max_len, reason, origin },
         // TABLE is only legal in packet-outs and handled there; ANY is never legal.
         PortNo::TABLE | PortNo::ANY => return None,
         port => Target::Port(port),

@@ -199,7 +199,7 @@ impl Egress for Collect<'_> {
         if max_len != ofp::CONTROLLER_LEN_NO_BUFFER {
             frame.truncate(max_len.into());
         }
-        self.output(None, format!("the controllers ({reason}, table {})", packet_in.table), &frame);
+        self.output(None, format!("the controllers ({reason}, table {})", packet_in.origin.table), &frame);
     }
 
     fn frame_bytes(&self, header: &Header) -> usize {

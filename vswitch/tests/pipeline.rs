@@ -197,7 +197,9 @@ fn model_execute(
     (table, cookie, miss): (u8, u64, bool),
     ops: &mut Vec<Op>,
 ) {
-    use vswitch::model::PacketInReason;
+    use vswitch::model::{Origin, PacketInReason};
+    let (metadata, tunnel_id) = (key.get(field::METADATA), key.get(field::TUNNEL_ID));
+    let origin = Origin { table, cookie, metadata, tunnel_id };
     match *action {
         Action::Edit(edit) => {
             edit.apply_to_key(key);
@@ -206,10 +208,10 @@ fn model_execute(
         Action::Output { port: PortNo::NORMAL, .. } => ops.push(Op::Output(Target::Normal)),
         Action::Output { port: PortNo::CONTROLLER, max_len } => {
             let reason = if miss { PacketInReason::TableMiss } else { PacketInReason::Action };
-            ops.push(Op::Output(Target::Controller { max_len, reason, table, cookie }));
+            ops.push(Op::Output(Target::Controller { max_len, reason, origin }));
         }
         Action::Output { port, .. } => ops.push(Op::Output(Target::Port(port))),
-        Action::Group(id) => ops.push(Op::Group { id, table, cookie }),
+        Action::Group(id) => ops.push(Op::Group { id, origin }),
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use ofp::{Body, FlowRemovedReason, Match, Message, OxmField, PortStatusReason};
+use ofp::{Body, FlowRemovedReason, Masked, Match, Message, OxmField, PortStatusReason};
 use tokio::sync::broadcast::{self, error::RecvError};
 use tokio::time::{Instant, MissedTickBehavior};
 
@@ -103,14 +103,23 @@ fn send_packet_in(shared: &Shared, mut packet_in: PacketIn) {
     };
     let in_port = packet_in.in_port;
     let frame = std::mem::take(&mut packet_in.frame);
+    let origin = packet_in.origin;
+    let mut matching = Match::any().with(OxmField::InPort(in_port));
+    // What is zero is left out (7.4.1).
+    if origin.metadata != 0 {
+        matching = matching.with(OxmField::Metadata(Masked::exact(origin.metadata)));
+    }
+    if origin.tunnel_id != 0 {
+        matching = matching.with(OxmField::TunnelId(Masked::exact(origin.tunnel_id)));
+    }
     let message = |bytes: usize| {
         encode(Body::PacketIn(ofp::PacketIn {
             buffer_id: ofp::NO_BUFFER,
             total_len: packet_in.total_len,
             reason,
-            table_id: packet_in.table,
-            cookie: packet_in.cookie,
-            matching: Match::any().with(OxmField::InPort(in_port)),
+            table_id: origin.table,
+            cookie: origin.cookie,
+            matching: matching.clone(),
             data: frame[..frame.len().min(bytes)].to_vec(),
         }))
     };

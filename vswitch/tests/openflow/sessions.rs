@@ -64,6 +64,16 @@ fn packet_ins_say_why_and_from_where() {
     let mut action = add(5, &[in_port(3)], &[]);
     (action.cookie, action.instructions) = (88, vec![to_controller(20)]);
     client.send(Body::FlowMod(action));
+    // What is noted beside a packet is told too.
+    let mut noted = add(5, &[in_port(4)], &[]);
+    let tunnel = OxmField::TunnelId(Masked::exact(9));
+    let note = Instruction::WriteMetadata { metadata: 0x1234, mask: 0xff };
+    noted.instructions = vec![
+        Instruction::ApplyActions(vec![Action::SetField(tunnel.clone())]),
+        note,
+        Instruction::GotoTable(2),
+    ];
+    client.send(Body::FlowMod(noted));
     client.barrier();
     let packet_in = |body: &Body| match body {
         Body::PacketIn(packet_in) => Some(packet_in.clone()),
@@ -78,6 +88,11 @@ fn packet_ins_say_why_and_from_where() {
     let seen = client.notice(packet_in);
     assert_eq!((seen.reason, seen.table_id, seen.cookie), (PacketInReason::Action, 0, 88));
     assert_eq!((seen.total_len, seen.data), (60, frame(3, 1)[..20].to_vec()));
+    assert_eq!(switch.frame(4, &frame(4, 1)).packet_ins, 1);
+    let seen = client.notice(packet_in);
+    let metadata = OxmField::Metadata(Masked::exact(0x34));
+    assert_eq!((seen.table_id, seen.cookie), (2, 77));
+    assert_eq!(seen.matching.fields, [in_port(4), metadata, tunnel]);
 }
 
 #[test]
