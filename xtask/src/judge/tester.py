@@ -7,12 +7,15 @@ Cases and verdicts are those of os_ken.tests.switch.tester. What differs:
 - where the tester sleeps for a second, in the hope that a packet has arrived, it is asked again until it has;
 - packets of the throughput tests are paced by the clock and leave by the interface of the tester's port, if it has one:
   the tester's own loop, a message to its switch for each packet, falls behind its rates;
+- random packets are the same ones in each run: with the few of a short run, chance would decide whether a group's shares
+  are met;
 - what they came to is read when the counters have followed, for the time that was sent: Open vSwitch counts up to half
   a second late, and later on a busy machine.
 """
 
 import json
 import os
+import random
 import socket
 import time
 
@@ -72,10 +75,19 @@ def too_fast(case):
 class Judge(tester.OfTester):
     # Whether the tester's own switch has the flows that cases begin with.
     settled = False
+    # Why the case at hand failed.
+    complaint = None
     # When the packets of the throughput test at hand were sent.
     sent_until = None
 
     def _test(self, state, *args):
+        try:
+            return self._step(state, *args)
+        except (tester.TestFailure, tester.TestError, tester.TestTimeout, tester.TestReceiveError) as error:
+            self.complaint = str(error)
+            raise
+
+    def _step(self, state, *args):
         if state == tester.STATE_INIT_THROUGHPUT_FLOW:
             if self.settled:
                 return None
@@ -96,7 +108,8 @@ class Judge(tester.OfTester):
                 continue
             result = self._test_execute(case, None)
             report.setdefault(result, []).append([testfile.description, case.description])
-            line = {'file': testfile.description, 'case': case.description, 'result': result}
+            said = result if result == tester.TEST_OK else self.complaint
+            line = {'file': testfile.description, 'case': case.description, 'result': said}
             with open(os.environ['JUDGE_OUT'], 'a') as out:
                 out.write(json.dumps(line) + '\n')
         return report
@@ -121,6 +134,7 @@ class Judge(tester.OfTester):
         seconds = float(SECONDS or packets[tester.KEY_DURATION_TIME])
         fixed = None if packets['randomize'] else packets['packet_binary']
         line = self._line()
+        random.seed(1)
         start, sent = time.monotonic(), 0
         while True:
             passed = time.monotonic() - start
