@@ -19,7 +19,9 @@ use tests::net_frontend::feature::MRG_RXBUF;
 use crate::frames::{FRAME_BYTES, flow};
 
 const ENTRIES: u16 = 1024;
-const IN_FLIGHT_MAX: u64 = ENTRIES as u64 / 2;
+/// Frames on their way at once. As many may be there that were sent and not shown in [`Shared::next`] yet: the sender
+/// writes a burst, then tells.
+pub const IN_FLIGHT_MAX: u64 = ENTRIES as u64 / 2;
 /// Bytes of `struct virtio_net_hdr_v1`.
 const HEADER_BYTES: u64 = 12;
 const BUFFER_BYTES: usize = 256;

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, anyhow};
 use benches::controller::{Controller, exact};
 use benches::frames::flow;
-use benches::net_load::{Load, Outcome, Shared};
+use benches::net_load::{IN_FLIGHT_MAX, Load, Outcome, Shared};
 use benches::ovs::OvsDpdk;
 use benches::rounds::median;
 use benches::sluice::Sluice;
@@ -206,7 +206,8 @@ fn packet_trips(controller: &mut Controller, trips: u32) -> anyhow::Result<f64> 
     Ok(median(&times))
 }
 
-/// When a rule was changed: frames from the first number on may take the new way, those from the second on must.
+/// When a rule was changed: frames from the first number on may take the new way, those from the second on must. Those
+/// that wait in the ring when it is changed may too.
 #[derive(Clone, Copy)]
 struct Change {
     begun: u64,
@@ -230,7 +231,7 @@ fn changes(options: &Options, target: &str, load: &mut Load) -> anyhow::Result<O
         for number in 0..options.trips {
             // Spread over the rules.
             let chosen = number.wrapping_mul(47) % RULES;
-            let begun = shared.next.load(Ordering::Acquire);
+            let begun = shared.next.load(Ordering::Acquire).saturating_sub(IN_FLIGHT_MAX);
             let note = |done: u64| {
                 let mut changes = changes.lock().unwrap_or_else(PoisonError::into_inner);
                 changes.insert(chosen, Change { begun, done });
@@ -239,12 +240,9 @@ fn changes(options: &Options, target: &str, load: &mut Load) -> anyhow::Result<O
             controller.send(Body::FlowMod(exact(FlowModCommand::ModifyStrict, &flow(chosen), 3)))?;
             controller.barrier()?;
             // What is sent from now on.
-            note(shared.next.load(Ordering::Acquire) + BURST_UNSEEN);
+            note(shared.next.load(Ordering::Acquire) + IN_FLIGHT_MAX);
         }
         Ok(())
     })?;
     Ok(outcome)
 }
-
-/// Frames that may be in a ring whose number the sender has not shown yet: it writes a burst, then tells.
-const BURST_UNSEEN: u64 = 512;
