@@ -1,10 +1,10 @@
 //! Random rules and random frames through our switch and through Open vSwitch's userspace datapath: the same frames
 //! must leave by the same ports.
 //!
-//! Left out on purpose, because the specification (1.3.5) and Open vSwitch differ, or Open vSwitch cannot do it:
-//! - what a push copies: 5.12.1 takes VID, PCP, label and traffic class from the outer tag or label, else zero; Open
-//!   vSwitch starts with PCP 0, and with label 2 over IPv6. Here every push sets them.
-//! - packets that match nothing: 5.4 drops them, Open vSwitch executes their action set. Here table 1 has a miss entry.
+//! Left out on purpose, because the specification (1.3.5) and Open vSwitch differ, or Open vSwitch cannot do it; the list
+//! with its clauses is in `docs/OPENFLOW.md`:
+//! - what a push copies (5.12.1). Here every push sets those fields.
+//! - packets that match nothing (5.4). Here table 1 has a miss entry.
 //! - copied TTLs, a changed IP protocol or EtherType, ports of SCTP, more than two tags: it does not do them.
 //! - FLOOD and NORMAL: ours know the VLANs of ports.
 
