@@ -397,6 +397,21 @@ impl Bridge {
         }
     }
 
+    /// Carries out changes of flows one by one, as [`Bridge::apply`] does; `done` gets what each came to.
+    pub fn apply_flows(
+        &self,
+        changes: &[FlowChange],
+        mut done: impl FnMut(usize, Result<Vec<Removed>, FlowModError>),
+    ) {
+        let now_ms = self.clock.now_ms();
+        self.change(|flows| {
+            flows.fetch(changes);
+            for (at, change) in changes.iter().enumerate() {
+                done(at, flows.apply(change, now_ms));
+            }
+        });
+    }
+
     /// Carries out all changes, in this order and with one publication, or none of them. Returns the flows that were
     /// deleted.
     ///

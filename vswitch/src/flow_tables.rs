@@ -13,6 +13,7 @@ use crate::meters::{METER_LIMIT_DEFAULT, MeterChange, MeterError, MeterTable, Me
 use crate::model::PortNo;
 use crate::ports::Ports;
 use crate::tables::{SubTable, TABLES, Table, Tables};
+use crate::trie::Way;
 
 /// Flows in all tables together, unless configured otherwise.
 pub const FLOW_LIMIT_DEFAULT: usize = 1_000_000;
@@ -290,6 +291,24 @@ impl FlowTables {
                 self.modify(selection, instructions, *reset_counts).map(|_| Vec::new())
             }
             FlowChange::Delete(selection) => self.delete(selection, now_ms),
+        }
+    }
+
+    /// Fetches what changes of single flows will look at. One after the other, each would wait for memory by itself.
+    pub fn fetch(&self, changes: &[FlowChange]) {
+        let way = |change: &FlowChange| {
+            let (table, key, mask) = match change {
+                FlowChange::Add(new) => (new.table, &new.key, &new.mask),
+                FlowChange::Modify { selection, .. } | FlowChange::Delete(selection) => {
+                    selection.strict_priority?;
+                    (selection.table?, &selection.key, &selection.mask)
+                }
+            };
+            self.tables.table(table)?.get(mask).map(|subtable| subtable.way(key))
+        };
+        let mut ways: Vec<Way<'_, Flow>> = changes.iter().filter_map(way).collect();
+        while !ways.is_empty() {
+            ways.retain_mut(Way::step);
         }
     }
 

@@ -10,7 +10,7 @@ use crate::flow::Flow;
 use crate::groups::LiveGroups;
 use crate::hash;
 use crate::meters::LiveMeters;
-use crate::trie::Trie;
+use crate::trie::{Trie, Way};
 
 /// Flow tables of the switch, numbered from 0.
 pub const TABLES: usize = 64;
@@ -22,7 +22,7 @@ pub struct SubTable {
     /// Indexes of the words in which the mask has bits.
     words: Arc<[u8]>,
     priority_max: u16,
-    flows: Trie<Arc<Flow>>,
+    flows: Trie<Flow>,
 }
 
 impl SubTable {
@@ -66,6 +66,11 @@ impl SubTable {
             .with_hash(self.hash(key))
             .filter(|flow| key.matches(&flow.key, &self.mask))
             .max_by_key(|flow| flow.priority)
+    }
+
+    /// The way to the flows with this key.
+    pub(crate) fn way(&self, key: &FlowKey) -> Way<'_, Flow> {
+        self.flows.way(self.hash(key))
     }
 
     /// The flow with exactly this key and priority.

@@ -5,12 +5,12 @@ use std::sync::{Arc, Mutex};
 use ofp::{Action, Body, FlowMod, FlowModCommand, Instruction, Masked, Message, OxmField};
 use packet::field;
 use proptest::prelude::*;
-use vswitch::bridge::{Bridge, BridgeConfig};
+use vswitch::bridge::{Bridge, BridgeConfig, Change};
 use vswitch::fdb::Fdb;
 use vswitch::flow_tables::Selection;
 use vswitch::forwarder::{Forwarder, VerdictId};
 use vswitch::model::{Clock, Fence, PacketOut, PortCounters, PortNo, Snapshot, SwitchControl};
-use vswitch::openflow::flow_mod;
+use vswitch::openflow::{convert, flow_mod};
 use vswitch::pipeline::{Decision, decide};
 
 const LIMIT: usize = 16;
@@ -94,6 +94,7 @@ fn run(data: &[u8]) {
     let config = BridgeConfig { flow_limit: LIMIT, ..BridgeConfig::default() };
     let control = Arc::new(Control(published.clone()));
     let bridge = Bridge::new(config, control, Arc::new(Fdb::new(1, 1, 1)), Clock::start());
+    let mut last = flow_mod::LastInstructions::default();
     for step in data.chunks(7).take(40) {
         let Ok(mut bytes) = (Message { xid: 1, body: Body::FlowMod(template(step[0])) }).encode() else {
             continue;
@@ -105,7 +106,9 @@ fn run(data: &[u8]) {
         }
         let Ok(Message { body: Body::FlowMod(request), .. }) = ofp::decode(&bytes) else { continue };
         let before = bridge.flows(&Selection::all()).expect("all tables exist").len();
-        match flow_mod::apply(&bridge, &request) {
+        let changed = flow_mod::change(&request, &mut last)
+            .and_then(|change| bridge.apply(&Change::Flow(change)).map_err(convert::change_error));
+        match changed {
             Ok(removed) => {
                 let after = bridge.flows(&Selection::all()).expect("all tables exist").len();
                 assert!(after + removed.len() == before || (removed.is_empty() && after == before + 1));

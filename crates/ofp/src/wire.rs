@@ -106,7 +106,8 @@ impl<'a> Reader<'a> {
 
     /// Elements until the bytes end.
     pub fn list<T: Wire>(&mut self) -> Result<Vec<T>, DecodeError> {
-        let mut items = Vec::new();
+        // No element is shorter than a match field of one byte, and most lists are short.
+        let mut items = Vec::with_capacity((self.len() / 5).min(8));
         while !self.is_empty() {
             items.push(T::get(self)?);
         }

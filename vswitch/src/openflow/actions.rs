@@ -9,23 +9,29 @@ use crate::flow::{ACTIONS_MAX, Action, Instructions};
 use crate::model::{PortNo, is_physical};
 
 /// What is known about a packet when an action is executed: which fields there can be.
-struct Known {
-    /// Matches that the packet may fit, one after each action that changes its type; empty: nothing is known.
+struct Known<'a> {
+    /// The match of the flow, while no action has changed the packet's type.
+    given: Option<&'a Match>,
+    /// Matches that the packet may fit besides, one after each action that changes its type.
     possible: Vec<Match>,
+    /// Nothing is known: every field is possible.
+    anything: bool,
     /// Whether it can have a VLAN tag.
     tagged: bool,
     /// Actions are executed in another order than that of the list, so that whatever any of them makes is possible.
     unordered: bool,
 }
 
-impl Known {
+impl<'a> Known<'a> {
     /// Of a packet that a flow with this match decides on; `None` for a packet-out.
-    fn new(matching: Option<&Match>, list: &[ofp::Action], unordered: bool) -> Known {
+    fn new(matching: Option<&'a Match>, list: &[ofp::Action], unordered: bool) -> Known<'a> {
         let none = OxmField::VlanVid(ofp::Masked::exact(ofp::VID_NONE));
         let untagged = matching.is_some_and(|matching| matching.fields.contains(&none));
         let pushes = || list.iter().any(|action| matches!(action, ofp::Action::PushVlan(_)));
         let mut known = Known {
-            possible: matching.into_iter().cloned().collect(),
+            given: matching,
+            possible: Vec::new(),
+            anything: matching.is_none(),
             tagged: !untagged || (unordered && pushes()),
             unordered,
         };
@@ -36,10 +42,11 @@ impl Known {
     }
 
     fn eth_type(&mut self, eth_type: u16) {
-        if self.possible.is_empty() {
+        if self.anything {
             return;
         }
         if !self.unordered {
+            self.given = None;
             self.possible.clear();
         }
         self.possible.push(Match::any().with(OxmField::EthType(eth_type)));
@@ -60,7 +67,8 @@ impl Known {
             // A tag may have been pushed by an earlier table: only what cannot be is refused.
             Field::VlanVid | Field::VlanPcp => self.tagged,
             field => {
-                self.possible.is_empty() || self.possible.iter().any(|possible| possible.allows_set(field))
+                let mut possible = self.given.into_iter().chain(&self.possible);
+                self.anything || possible.any(|possible| possible.allows_set(field))
             }
         }
     }
@@ -138,7 +146,7 @@ fn list_of(wire: &[ofp::Action], matching: Option<&Match>, place: Place) -> Resu
     Ok(list)
 }
 
-fn edit(action: &ofp::Action, known: &Known) -> Result<Edit, ErrorCode> {
+fn edit(action: &ofp::Action, known: &Known<'_>) -> Result<Edit, ErrorCode> {
     let vlan = |tpid| matches!(tpid, ethertype::VLAN | ethertype::SERVICE_VLAN);
     let mpls = |eth_type| matches!(eth_type, ethertype::MPLS | ethertype::MPLS_MULTICAST);
     let needs =
@@ -180,7 +188,7 @@ fn output(port: PortNo, max_len: u16, packet_out: bool) -> Result<Action, ErrorC
     if legal { Ok(Action::Output { port, max_len }) } else { Err(ErrorCode::ACTION_BAD_OUT_PORT) }
 }
 
-fn set_field(oxm: &OxmField, known: &Known) -> Result<Edit, ErrorCode> {
+fn set_field(oxm: &OxmField, known: &Known<'_>) -> Result<Edit, ErrorCode> {
     if oxm.field().is_some_and(|field| !known.has(field)) {
         return Err(ErrorCode::ACTION_MATCH_INCONSISTENT);
     }

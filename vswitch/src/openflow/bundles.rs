@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ofp::{Body, BundleAdd, BundleControl, BundleControlType, BundleFlags, ErrorCode, Message};
 
-use super::{convert, flow_mod, groups, meters};
+use super::{Head, convert, flow_mod, groups, meters};
 use crate::bridge::Change;
 use crate::flow::Shared;
 
@@ -17,9 +17,6 @@ use crate::flow::Shared;
 const BUNDLES_MAX: usize = 16;
 /// Messages in all bundles of all controllers together.
 const MESSAGES_MAX: usize = 1 << 20;
-/// Bytes of a message that are kept to tell which one failed.
-const HEAD_BYTES: usize = 64;
-
 /// Counts the messages in all bundles.
 #[derive(Clone, Default)]
 pub struct Budget(Arc<AtomicUsize>);
@@ -28,26 +25,12 @@ pub struct Budget(Arc<AtomicUsize>);
 pub struct Added {
     /// Its number.
     pub xid: u32,
-    bytes: u8,
-    /// Not on its own in memory: a million would leave as many holes between the flows.
-    head: [u8; HEAD_BYTES],
-}
-
-impl Added {
-    fn new(xid: u32, message: &[u8]) -> Added {
-        let mut head = [0; HEAD_BYTES];
-        let bytes = message.len().min(HEAD_BYTES);
-        head[..bytes].copy_from_slice(&message[..bytes]);
-        Added { xid, bytes: bytes as u8, head }
-    }
-
-    /// Its first bytes, for the error that may answer it.
-    pub fn head(&self) -> &[u8] {
-        &self.head[..usize::from(self.bytes)]
-    }
+    /// Its first bytes.
+    pub head: Head,
 }
 
 /// A bundle.
+#[derive(Default)]
 struct Bundle {
     flags: BundleFlags,
     closed: bool,
@@ -56,6 +39,7 @@ struct Bundle {
     changes: Vec<Change>,
     messages: Vec<Added>,
     shared: Shared,
+    last: flow_mod::LastInstructions,
 }
 
 /// What a control message leads to.
@@ -131,7 +115,7 @@ impl Bundles {
                 }
                 bundle.changes.push(change);
                 let message = request.message.encode().unwrap_or_default();
-                bundle.messages.push(Added::new(xid, &message));
+                bundle.messages.push(Added { xid, head: Head::new(&message) });
                 Ok(())
             }
             Err(code) => {
@@ -157,8 +141,7 @@ impl Bundles {
         if !self.open.contains_key(&bundle_id) && self.open.len() >= BUNDLES_MAX {
             return Err(ErrorCode::OUT_OF_BUNDLES);
         }
-        let (changes, messages, shared) = (Vec::new(), Vec::new(), Shared::default());
-        let new = || Bundle { flags, closed: false, spoiled: false, changes, messages, shared };
+        let new = || Bundle { flags, ..Bundle::default() };
         Ok(self.open.entry(bundle_id).or_insert_with(new))
     }
 
@@ -182,7 +165,7 @@ impl Drop for Bundles {
 }
 
 /// The change that a message of a bundle asks for, if it may be added.
-fn check(bundle: &Bundle, xid: u32, request: &BundleAdd) -> Result<Change, ErrorCode> {
+fn check(bundle: &mut Bundle, xid: u32, request: &BundleAdd) -> Result<Change, ErrorCode> {
     if bundle.closed {
         return Err(ErrorCode::BUNDLE_CLOSED);
     }
@@ -194,7 +177,7 @@ fn check(bundle: &Bundle, xid: u32, request: &BundleAdd) -> Result<Change, Error
         return Err(ErrorCode::BUNDLE_MESSAGE_BAD_XID);
     }
     match body {
-        Body::FlowMod(flow_mod) => flow_mod::change(flow_mod).map(Change::Flow),
+        Body::FlowMod(flow_mod) => flow_mod::change(flow_mod, &mut bundle.last).map(Change::Flow),
         Body::GroupMod(group_mod) => groups::change(group_mod).map(Change::Group),
         Body::MeterMod(meter_mod) => meters::change(meter_mod).map(Change::Meter),
         Body::PortMod(port_mod) => convert::port_change(port_mod).map(Change::Port),

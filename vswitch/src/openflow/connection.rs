@@ -1,6 +1,7 @@
 //! Connections: dialling with back-off, listening, and the loop between socket and session.
 
 use std::fs;
+use std::future::ready;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
@@ -18,6 +19,7 @@ use telemetry::tls::Tls;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::Semaphore;
+use tokio::task::yield_now;
 use tokio::time::error::Elapsed;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_rustls::client::TlsStream;
@@ -37,6 +39,9 @@ const ACCEPTED_MAX: usize = 64;
 const READ_BYTES: usize = 64 * 1024;
 /// Asynchronous messages written at once.
 const NOTICES_AT_ONCE: usize = 256;
+/// How long changes of a stream that does not end may wait to become live, unless a barrier is among them. Each
+/// publication makes the next changes copy what they touch, and workers forget what they had decided.
+const UNSETTLED_MAX: Duration = Duration::from_secs(1);
 
 /// A listening socket.
 pub enum Listener {
@@ -276,12 +281,11 @@ async fn serve<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
         let silence = if probed { probe_interval * 2 } else { probe_interval };
         tokio::select! {
             read = reader.read(&mut buffer) => {
-                let count = read?;
-                if count == 0 {
-                    return Err(Close::Closed);
-                }
                 // Bytes alone are no sign of life: one at a time, they could keep a session for ever.
-                if take(session, &mut framer, &buffer[..count]).await? {
+                let taken = take_all(session, &mut framer, &mut reader, &mut buffer, read?).await;
+                // What was understood holds, whatever came after it.
+                session.settle().await?;
+                if taken? {
                     (heard, probed) = (Instant::now(), false);
                 }
             }
@@ -305,6 +309,33 @@ async fn serve<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
     }
 }
 
+/// Handles what was received, `count` bytes in `buffer`, and what comes meanwhile. `true` = there was a whole message.
+async fn take_all<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
+    session: &mut Session<W>,
+    framer: &mut Framer,
+    reader: &mut R,
+    buffer: &mut [u8],
+    mut count: usize,
+) -> Result<bool, Close> {
+    let until = Instant::now() + UNSETTLED_MAX;
+    let mut whole = false;
+    while count > 0 {
+        whole |= take(session, framer, &buffer[..count]).await?;
+        session.flush().await?;
+        if Instant::now() >= until {
+            return Ok(whole);
+        }
+        // Others get their turn, however fast this one sends.
+        yield_now().await;
+        tokio::select! {
+            biased;
+            read = reader.read(buffer) => count = read?,
+            () = ready(()) => return Ok(whole),
+        }
+    }
+    Err(Close::Closed)
+}
+
 /// Handles the messages in what was received. `true` = there was a whole one.
 async fn take<W: AsyncWrite + Unpin>(
     session: &mut Session<W>,
@@ -326,6 +357,5 @@ async fn take<W: AsyncWrite + Unpin>(
             }
         }
     }
-    session.settle().await?;
     Ok(whole)
 }

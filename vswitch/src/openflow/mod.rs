@@ -234,6 +234,29 @@ impl Drop for Agent {
     }
 }
 
+/// Bytes of a message that an error which answers it repeats (7.5.4: at least 64).
+const HEAD_BYTES: usize = 64;
+
+/// The beginning of a message that may be refused later. Not on its own in memory: a million would leave as many holes
+/// between the flows.
+struct Head {
+    len: u8,
+    bytes: [u8; HEAD_BYTES],
+}
+
+impl Head {
+    fn new(message: &[u8]) -> Head {
+        let mut bytes = [0; HEAD_BYTES];
+        let len = message.len().min(HEAD_BYTES);
+        bytes[..len].copy_from_slice(&message[..len]);
+        Head { len: len as u8, bytes }
+    }
+
+    fn bytes(&self) -> &[u8] {
+        &self.bytes[..usize::from(self.len)]
+    }
+}
+
 fn remove_files(files: &[PathBuf]) {
     for file in files {
         if let Err(error) = std::fs::remove_file(file) {

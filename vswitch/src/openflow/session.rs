@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use ofp::{
-    Body, BundleControl, BundleControlType, ErrorCode, ErrorMessage, Hello, Message, MultipartReply,
+    Body, BundleControl, BundleControlType, ErrorCode, ErrorMessage, FlowMod, Hello, Message, MultipartReply,
     MultipartRequest, PacketOut, QueueConfig, RoleMessage, SwitchConfig,
 };
 use tokio::io::{AsyncWrite, AsyncWriteExt};
@@ -66,6 +66,7 @@ pub struct Session<W> {
     writer: W,
     out: Vec<u8>,
     config: SwitchConfig,
+    flow_mods: flow_mod::Waiting,
     /// Flows removed since the last report.
     removed: Vec<Removed>,
     /// Multipart requests of which more parts are to come, with the bytes so far.
@@ -94,6 +95,7 @@ impl<W: AsyncWrite + Unpin> Session<W> {
             writer,
             out: Vec::new(),
             config: SwitchConfig { flags: ofp::ConfigFlags(0), miss_send_len: MISS_SEND_LEN },
+            flow_mods: flow_mod::Waiting::default(),
             removed: Vec::new(),
             open_requests: HashMap::new(),
             bundles,
@@ -149,6 +151,7 @@ impl<W: AsyncWrite + Unpin> Session<W> {
 
     /// Everything received so far was handled: makes it live and tells of removed flows.
     pub async fn settle(&mut self) -> Result<(), Close> {
+        self.carry_out_flow_mods();
         self.shared.bridge.publish();
         self.report_removed().await;
         self.flush().await
@@ -181,6 +184,14 @@ impl<W: AsyncWrite + Unpin> Session<W> {
             Err(error) => return Err(Close::Protocol(error.to_string())),
         };
         match message.body {
+            Body::FlowMod(request) if self.greeted => {
+                self.flow_mod(&request, bytes);
+                return self.flush_much().await;
+            }
+            // What follows a flow-mod sees what it did.
+            _ => self.carry_out_flow_mods(),
+        }
+        match message.body {
             Body::Hello(hello) if !self.greeted => self.greet(&hello).await,
             // 6.3.1: a hello after the handshake says nothing.
             Body::Hello(_) => Ok(()),
@@ -196,9 +207,39 @@ impl<W: AsyncWrite + Unpin> Session<W> {
                 if let Err(code) = self.request(message.xid, body).await? {
                     self.refuse(bytes, code);
                 }
-                if self.out.len() > OUT_BYTES { self.flush().await } else { Ok(()) }
+                self.flush_much().await
             }
         }
+    }
+
+    async fn flush_much(&mut self) -> Result<(), Close> {
+        if self.out.len() > OUT_BYTES { self.flush().await } else { Ok(()) }
+    }
+
+    fn flow_mod(&mut self, request: &FlowMod, bytes: &[u8]) {
+        let taken =
+            if self.is_slave() { Err(ErrorCode::IS_SLAVE) } else { self.flow_mods.push(request, bytes) };
+        match taken {
+            Ok(enough) if enough => self.carry_out_flow_mods(),
+            Ok(_) => {}
+            Err(code) => self.refuse(bytes, code),
+        }
+    }
+
+    fn carry_out_flow_mods(&mut self) {
+        if self.flow_mods.is_empty() {
+            return;
+        }
+        let mut waiting = std::mem::take(&mut self.flow_mods);
+        let bridge = self.shared.bridge.clone();
+        waiting.carry_out(&bridge, |message, result| match result {
+            Ok(removed) => {
+                self.keep_removed(removed);
+                count(&self.shared.stats.flow_mods);
+            }
+            Err(code) => self.refuse(message, code),
+        });
+        self.flow_mods = waiting;
     }
 
     async fn greet(&mut self, hello: &Hello) -> Result<(), Close> {
@@ -270,11 +311,6 @@ impl<W: AsyncWrite + Unpin> Session<W> {
                 self.send(xid, Body::GetConfigReply(SwitchConfig { flags, ..self.config }));
             }
             Body::SetConfig(config) => self.set_config(config)?,
-            Body::FlowMod(request) => {
-                let removed = flow_mod::apply(&self.shared.bridge, &request)?;
-                self.keep_removed(removed);
-                count(&self.shared.stats.flow_mods);
-            }
             Body::PacketOut(request) => return self.packet_out(request),
             Body::PortMod(request) => {
                 let change = Change::Port(convert::port_change(&request)?);
@@ -362,7 +398,7 @@ impl<W: AsyncWrite + Unpin> Session<W> {
                         tracing::debug!(peer = %self.peer, error = %error.source, "refused a bundle");
                         let code = convert::change_error(error.source);
                         count(&self.shared.stats.errors_sent);
-                        let error = ErrorMessage::refusing(code, failed.head());
+                        let error = ErrorMessage::refusing(code, failed.head.bytes());
                         self.send(failed.xid, Body::Error(error));
                         return Err(ErrorCode::BUNDLE_MESSAGE_FAILED);
                     }
@@ -541,8 +577,7 @@ impl<W> Drop for Session<W> {
 /// Whether a message asks for more than to be told something: slaves may not (6.3.6).
 fn changes_something(body: &Body) -> bool {
     match body {
-        Body::FlowMod(_)
-        | Body::GroupMod(_)
+        Body::GroupMod(_)
         | Body::MeterMod(_)
         | Body::PortMod(_)
         | Body::TableMod(_)

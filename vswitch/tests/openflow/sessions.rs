@@ -4,9 +4,9 @@ use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
 use ofp::{
-    Action, AsyncConfig, Body, ErrorCode, FlowMod, FlowModCommand, FlowModFlags, FlowRemovedReason,
-    Instruction, Masked, MultipartReply, MultipartRequest, OxmField, PacketInReason, PortState,
-    PortStatusReason, Role, RoleMessage,
+    Action, AsyncConfig, Body, ErrorCode, ErrorMessage, FlowMod, FlowModCommand, FlowModFlags,
+    FlowRemovedReason, Instruction, Masked, Message, MultipartReply, MultipartRequest, OxmField,
+    PacketInReason, PortState, PortStatusReason, Role, RoleMessage,
 };
 use vswitch::bridge::{BridgeConfig, FailMode};
 use vswitch::config::OpenFlowAddress;
@@ -47,6 +47,30 @@ fn flow_mods_live_without_a_barrier_too() {
     let mut client = Client::connect(&switch.socket());
     client.send(Body::FlowMod(add(10, &[in_port(1)], &[2])));
     wait_for("the flow is live", || !switch.frame(1, &frame(1, 2)).frames.is_empty());
+}
+
+#[test]
+fn flow_mods_received_together_are_carried_out_in_order() {
+    let switch = start();
+    let mut client = Client::connect(&switch.socket());
+    let of_priority = |command, priority| FlowMod { command, ..add(priority, &[in_port(1)], &[2]) };
+    let mut flow_mods: Vec<FlowMod> =
+        (0..100).map(|priority| of_priority(FlowModCommand::Add, priority)).collect();
+    // Each sees what those before it did, and a refused one changes nothing for those behind it.
+    flow_mods.extend((0..50).map(|priority| of_priority(FlowModCommand::DeleteStrict, priority)));
+    flow_mods.insert(70, FlowMod { table_id: 200, ..of_priority(FlowModCommand::Add, 9) });
+    flow_mods.push(of_priority(FlowModCommand::Add, 7));
+    let messages: Vec<Vec<u8>> = (1000..)
+        .zip(flow_mods)
+        .map(|(xid, flow_mod)| Message { xid, body: Body::FlowMod(flow_mod) }.encode().expect("legal"))
+        .collect();
+    client.raw(&messages.concat());
+    client.barrier();
+    let refused = ErrorMessage::refusing(ErrorCode::FLOW_MOD_BAD_TABLE_ID, &messages[70]);
+    assert_eq!(client.notices, [Message { xid: 1070, body: Body::Error(refused) }]);
+    let mut priorities: Vec<u16> = client.flows().iter().map(|flow| flow.priority).collect();
+    priorities.sort_unstable();
+    assert_eq!(priorities, std::iter::once(7).chain(50..100).collect::<Vec<_>>());
 }
 
 #[test]

@@ -1,0 +1,80 @@
+//! What a flow-mod costs the control side: `cargo bench -p vswitch --bench flow_mods`.
+//!
+//! Exact five-tuple rules, as a controller sends them, are decoded, understood and put into tables that hold others
+//! already; every so many the tables are published, and what was published before is let go.
+#![allow(clippy::print_stdout, reason = "figures are what this program is for")]
+
+use std::time::Instant;
+
+use ofp::{Action, Body, FlowMod, FlowModCommand, Instruction, Masked, Message, OxmField};
+use vswitch::flow_tables::FlowTables;
+use vswitch::openflow::flow_mod;
+
+/// Rules that are there when the clock starts, and those that come then.
+const RULES: [u32; 2] = [100_000, 200_000];
+/// Flow-mods that are taken through one step after the other.
+const BATCH: usize = 512;
+
+fn message(number: u32) -> Vec<u8> {
+    let mut flow_mod = FlowMod::new(FlowModCommand::Add);
+    flow_mod.priority = 100;
+    flow_mod.matching.fields = vec![
+        OxmField::InPort(ofp::PortNo(1)),
+        OxmField::EthType(0x0800),
+        OxmField::IpProto(17),
+        OxmField::Ipv4Src(Masked::exact((0x0a00_0000 | number).into())),
+        OxmField::Ipv4Dst(Masked::exact([10, 255, 0, 1].into())),
+        OxmField::UdpSrc(Masked::exact(1024)),
+        OxmField::UdpDst(Masked::exact(53)),
+    ];
+    let output = Action::Output { port: ofp::PortNo(2), max_len: 0 };
+    flow_mod.instructions = vec![Instruction::ApplyActions(vec![output])];
+    (Message { xid: number, body: Body::FlowMod(flow_mod) }).encode().expect("it can be written")
+}
+
+fn main() {
+    let [there, more] = RULES;
+    let messages: Vec<_> = (0..there + more).map(message).collect();
+    let mut last = flow_mod::LastInstructions::default();
+    for batches in [1, 10, 100, 1000] {
+        let mut tables = FlowTables::new(1, 1 << 21);
+        let mut ns = [0; 3];
+        let mut published = tables.tables().clone();
+        for (number, batch) in messages.chunks(BATCH).enumerate() {
+            if number * BATCH <= there as usize {
+                ns = [0; 3];
+            }
+            let mut clock = Instant::now();
+            let mut lap = |step: usize| {
+                ns[step] += clock.elapsed().as_nanos();
+                clock = Instant::now();
+            };
+            let decoded: Vec<_> = batch.iter().map(|message| ofp::decode(message).expect("valid")).collect();
+            lap(0);
+            let changes: Vec<_> = decoded
+                .into_iter()
+                .map(|message| match message.body {
+                    Body::FlowMod(flow_mod) => flow_mod::change(&flow_mod, &mut last).expect("valid"),
+                    other => panic!("{other:?}"),
+                })
+                .collect();
+            lap(1);
+            for changes in changes.chunks(32) {
+                tables.fetch(changes);
+                for change in changes {
+                    tables.apply(change, 1).expect("room");
+                }
+            }
+            if number % batches == 0 {
+                published = tables.tables().clone();
+            }
+            lap(2);
+        }
+        drop(published);
+        let [decode, change, apply] = ns.map(|ns| ns / u128::from(more));
+        println!(
+            "publication every {:6}: decode {decode} ns, understand {change} ns, apply {apply} ns",
+            batches * BATCH
+        );
+    }
+}
