@@ -18,6 +18,8 @@ use crate::settings::{Settings, TlsSettings};
 
 /// As LLDP implementations do while a link is new (IEEE 802.1AB: 1 s fast, 30 s slow): links are found and lost soon.
 const PROBE_INTERVAL: Duration = Duration::from_secs(5);
+/// Long enough to keep a storm short, short enough that nobody has to open a port by hand.
+const LOOP_HOLD: Duration = Duration::from_secs(60);
 const ADDRESS: &str = "give an address and a port, such as 127.0.0.1:8080";
 
 /// Settings of the daemon; each is also a key of the file given by --config, where a flag wins.
@@ -86,8 +88,8 @@ pub struct Settable {
     /// How often LLDP probes go out of the ports of switches to find what connects them, 0 for never [default: 5]
     #[arg(long, value_name = "SECONDS", help_heading = "Settings")]
     probe_s: Option<String>,
-    /// How long a port of hosts is shut when a loop goes through it or an address flaps, such as 60; a guest that bridges
-    /// two of its ports counts as a loop [default: 0, not at all]
+    /// How long a port of hosts is shut when a loop within one network goes through it or an address flaps, 0 for not at
+    /// all [default: 60]
     #[arg(long, value_name = "SECONDS", help_heading = "Settings")]
     loop_hold_s: Option<String>,
     /// Where Prometheus metrics are served, default nowhere
@@ -181,7 +183,7 @@ impl Settable {
                 foreign: foreign.unwrap_or_default(),
                 priority,
                 probe_interval: probe_interval.unwrap_or(Some(PROBE_INTERVAL)),
-                loop_hold: loop_hold.flatten(),
+                loop_hold: loop_hold.unwrap_or(Some(LOOP_HOLD)),
             },
         })
     }

@@ -1,8 +1,8 @@
 //! Probes: frames that the controller has a switch send, and that show where its port leads when they come back.
 //!
-//! A probe is LLDP (IEEE 802.1AB) with a TLV of our own, which says by which port it left and when, and an HMAC over
-//! that: hosts see such frames and could make some. The key is random and of this process. Ports with guests send the
-//! same contents in a broadcast frame, because bridges, which may close a loop there, keep LLDP to themselves.
+//! A probe is LLDP (IEEE 802.1AB) with a TLV of our own, which says by which port it left, of which VLAN and when, and an
+//! HMAC over that: hosts see such frames and could make some. The key is random and of this process. Ports with guests
+//! send the same contents in a broadcast frame, because bridges, which may close a loop there, keep LLDP to themselves.
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -28,8 +28,8 @@ const AGE_MAX: Duration = Duration::from_secs(3);
 const OUI: [u8; 3] = [0x02, 0x51, 0xce];
 /// Bytes of the HMAC-SHA256 that are sent.
 const TAG_BYTES: usize = 16;
-/// Switch, port, milliseconds.
-const BODY_BYTES: usize = 8 + 4 + 8;
+/// Switch, port, VLAN, milliseconds.
+const BODY_BYTES: usize = 8 + 4 + 2 + 8;
 
 /// Where a probe left.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -38,6 +38,8 @@ pub struct Probe {
     pub dpid: Dpid,
     /// Its port.
     pub port: PortNo,
+    /// The VLAN whose frames leave there without a tag, as the probe does; 0: none.
+    pub vlan: u16,
     /// Whether bridges pass it on.
     pub broadcast: bool,
 }
@@ -87,7 +89,8 @@ impl Probes {
         let mut body = [0; BODY_BYTES];
         body[..8].copy_from_slice(&probe.dpid.0.to_be_bytes());
         body[8..12].copy_from_slice(&probe.port.0.to_be_bytes());
-        body[12..].copy_from_slice(&millis.to_be_bytes());
+        body[12..14].copy_from_slice(&probe.vlan.to_be_bytes());
+        body[14..].copy_from_slice(&millis.to_be_bytes());
         let tag = hmac::sign(&self.key, &signed(&body, probe.broadcast));
         tlv(&mut frame, 127, &[&OUI, &[1], &body, &tag.as_ref()[..TAG_BYTES]]);
         tlv(&mut frame, 0, &[]);
@@ -95,11 +98,12 @@ impl Probes {
         frame
     }
 
-    /// The probe in a frame, if it is one of ours and young.
-    pub fn read(&self, now: Instant, frame: &[u8]) -> Option<Probe> {
-        let mut rest = frame.get(12..)?;
-        if rest.starts_with(&[0x81, 0x00]) {
-            rest = rest.get(4..)?;
+    /// The probe in a frame, if it is one of ours and young, and the VLAN id of the frame's tag; 0: it has none.
+    pub fn read(&self, now: Instant, frame: &[u8]) -> Option<(Probe, u16)> {
+        let (mut rest, mut tag) = (frame.get(12..)?, 0);
+        if let Some(tagged) = rest.strip_prefix(&[0x81, 0x00]) {
+            let (control, behind) = tagged.split_first_chunk()?;
+            (rest, tag) = (behind, u16::from_be_bytes(*control) & 0xfff);
         }
         let broadcast = match u16::from_be_bytes(*rest.first_chunk()?) {
             LLDP_ETHERTYPE => false,
@@ -114,7 +118,9 @@ impl Probes {
             rest = &behind[value.len()..];
             match header >> 9 {
                 0 => return None,
-                127 if value.starts_with(&OUI) => return self.check(now, value.get(4..)?, broadcast),
+                127 if value.starts_with(&OUI) => {
+                    return self.check(now, value.get(4..)?, broadcast).map(|probe| (probe, tag));
+                }
                 _ => {}
             }
         }
@@ -128,10 +134,11 @@ impl Probes {
         if !same || tag.len() != TAG_BYTES {
             return None;
         }
-        let sent = self.began + Duration::from_millis(u64::from_be_bytes(*body[12..].first_chunk()?));
+        let sent = self.began + Duration::from_millis(u64::from_be_bytes(*body[14..].first_chunk()?));
         (now.saturating_duration_since(sent) <= AGE_MAX).then_some(Probe {
             dpid: Dpid(u64::from_be_bytes(*body.first_chunk()?)),
             port: PortNo(u32::from_be_bytes(*body[8..].first_chunk()?)),
+            vlan: u16::from_be_bytes(*body[12..].first_chunk()?),
             broadcast,
         })
     }
@@ -155,17 +162,17 @@ mod tests {
         let (probes, others) = (Probes::new(now).unwrap(), Probes::new(now).unwrap());
         let (source, worth) = (MacAddr([2, 0, 0, 0, 0, 1]), Duration::from_secs(15));
         for broadcast in [false, true] {
-            let probe = Probe { dpid: Dpid(7), port: PortNo(3), broadcast };
+            let probe = Probe { dpid: Dpid(7), port: PortNo(3), vlan: 10, broadcast };
             let frame = probes.frame(now, probe, source, worth);
             assert!(frame.len() <= usize::from(PROBE_BYTES));
-            assert_eq!(probes.read(now, &frame), Some(probe));
-            let tagged = [&frame[..12], &[0x81, 0, 0, 10], &frame[12..]].concat();
-            assert_eq!(probes.read(now, &tagged), Some(probe));
+            assert_eq!(probes.read(now, &frame), Some((probe, 0)));
+            let tagged = [&frame[..12], &[0x81, 0, 0xe0, 10], &frame[12..]].concat();
+            assert_eq!(probes.read(now, &tagged), Some((probe, 10)));
             assert_eq!(others.read(now, &frame), None, "another key");
             assert_eq!(probes.read(now + Duration::from_secs(10), &frame), None, "an old one sent again");
             for cut in 0..frame.len() - 2 {
                 let whole = probes.read(now, &frame[..cut]);
-                assert!(whole.is_none() || whole == Some(probe));
+                assert!(whole.is_none() || whole == Some((probe, 0)));
             }
             // One kind cannot be made into the other, nor any bit of what is said be another.
             let mut other = frame.clone();

@@ -82,12 +82,19 @@ async fn links_are_found_by_probes_of_ours_alone() {
     let [(a, b, both)] = links()[..] else { panic!("{:?}", links()) };
     assert_eq!(((a.dpid, a.port), (b.dpid, b.port), both), ((Dpid(1), 3), (Dpid(2), 2), false));
 
-    // Somebody else's frames, and ours in by a port with hosts, are no links; the latter is a loop.
+    // Somebody else's frames are no links, nor are ours in by a port with hosts. That is a loop if they left by such a port
+    // of the same network: its frames would take the same way.
     let other = Probes::new(Instant::now()).expect("randomness");
-    let probe = sdn_controller::discovery::Probe { dpid: Dpid(1), port: PortNo(1), broadcast: false };
+    let probe =
+        sdn_controller::discovery::Probe { dpid: Dpid(1), port: PortNo(1), vlan: 10, broadcast: false };
     let forged = other.frame(Instant::now(), probe, HOST, PATIENCE);
     second.line.send(0, probe_in(1, forged)).await;
     first.work(stage.network(10, 1, &[1])).await;
+    second.carry(1, Some(&mut first), 1).await;
+    let members = [(1, 1), (2, 1)].map(|(dpid, port)| json!({"dpid": dpid, "port": port}));
+    let red = stage.set(Kind::Network, "net10", Some(json!({"vlan": 10, "ports": members})));
+    first.work(second.work(red)).await.expect("it is made");
+    assert!(!first.lets_nothing_in_by(1));
     second.carry(1, Some(&mut first), 1).await;
     first.until("the port is shut", |s| s.lets_nothing_in_by(1)).await;
     assert_eq!(links().len(), 1, "{:?}", links());
@@ -116,6 +123,23 @@ async fn a_loop_shuts_its_port_while_it_lasts() {
     }
     switch.until("it is open again", |s| !s.lets_nothing_in_by(2)).await;
     switch.work(stage.until("nothing is shut", |c| c.metrics().ports_shut.get() == 0)).await;
+}
+
+/// A function of a service chain passes on what it gets, from one VLAN to another: that is what it is for.
+#[tokio::test]
+async fn a_bridge_between_two_vlans_is_no_loop() {
+    let stage = Stage::with(watching(PATIENCE)).await;
+    let mut switch = Switch::connect(&stage, 1, BTreeMap::new()).await;
+    switch.work(stage.network(10, 1, &[1])).await;
+    switch.work(stage.network(20, 1, &[2, 3])).await;
+    switch.carry(1, None, 2).await;
+    switch.carry(2, None, 1).await;
+    // Behind them, one that is a loop: they were looked at before it.
+    switch.carry(2, None, 3).await;
+    switch.until("the loop is found", |s| s.lets_nothing_in_by(3)).await;
+    assert!(!switch.lets_nothing_in_by(1) && !switch.lets_nothing_in_by(2));
+    let status = stage.controller.switch(Dpid(1)).expect("in session").status();
+    assert_eq!(status.shut.len(), 1, "{:?}", status.shut);
 }
 
 #[tokio::test]
