@@ -90,6 +90,10 @@ impl Sluice {
     }
 
     fn add_port(&self, name: &str, number: u32) {
+        self.port(&["add", name, "--af-packet", name, "--ofport", &number.to_string()]);
+    }
+
+    fn port(&self, words: &[&str]) {
         let mut command = Command::new(binary::sluice());
         command.args(["port", "add", name, "--af-packet", name, "--ofport", &number.to_string()]);
         output(command.env("SLUICE_RUN_DIR", &self.directory)).unwrap();
@@ -216,6 +220,28 @@ impl Fabric {
             Switches::Sluice { daemons, .. } => daemons[&dpid].add_port(&port, n.into()),
         }
     }
+    /// Adds the port `vN` with the number N for a guest to a switch; its socket. Switches of ours only.
+    ///
+    /// # Panics
+    /// It cannot be made.
+    pub fn add_guest_port(&self, dpid: u64, n: u32) -> PathBuf {
+        let Switches::Sluice { daemons, .. } = &self.switches else { panic!("the switches are not ours") };
+        let name = format!("v{n}");
+        daemons[&dpid].port(&["add", &name, "--vhost-user", "--ofport", &n.to_string()]);
+        daemons[&dpid].directory.join(format!("{name}.sock"))
+    }
+
+    /// Takes a port off a switch.
+    ///
+    /// # Panics
+    /// It cannot be done.
+    pub fn remove_port(&self, dpid: u64, name: &str) {
+        match &self.switches {
+            Switches::Ovs(ovs) => ovs.vsctl(&["del-port", name]).map(drop).unwrap(),
+            Switches::Sluice { daemons, .. } => daemons[&dpid].port(&["delete", name]),
+        }
+    }
+
 
     /// Kills (SIGKILL) the daemon of the switch and starts it again: its flow entries are gone. The bridges of Open
     /// vSwitch have one daemon.

@@ -5,9 +5,12 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use reactor::netdev::DeviceChanges;
 use telemetry::http::{AdminSocket, ServeError, Server, serve_admin, serve_metrics};
 use telemetry::state::{StateDir, StateError};
 use telemetry::{HostError, Registry};
+use tokio::io::Interest;
+use tokio::net::UnixDatagram;
 use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 
@@ -22,8 +25,12 @@ use crate::switch::{RestoreError, Switch};
 
 /// Name of the admin socket in the run directory.
 pub const ADMIN_SOCKET: &str = "switch.admin.sock";
-/// How often links of the host's devices are looked at and metrics of the control side are brought up to date.
+/// How often ports that could not be served are tried again and metrics of the control side are brought up to date.
 const TICK: Duration = Duration::from_millis(500);
+
+/// How often links of the host's devices are looked at although nothing was heard: the kernel tells of a carrier that is
+/// lost up to a second late, and controllers are to know within 100 ms.
+const LINK_LOOK: Duration = Duration::from_millis(50);
 
 /// Why the daemon could not start, or stopped.
 #[derive(Debug, thiserror::Error)]
@@ -55,7 +62,7 @@ pub struct Daemon {
     switch: Arc<Switch>,
     data_path: Arc<DataPath>,
     agent: Option<Arc<Agent>>,
-    ticker: Option<JoinHandle<()>>,
+    tasks: Vec<JoinHandle<()>>,
     servers: Vec<Server>,
     registry: Registry,
 }
@@ -84,7 +91,7 @@ impl Daemon {
             switch: Arc::new(switch),
             data_path,
             agent: None,
-            ticker: None,
+            tasks: Vec::new(),
             servers: Vec::new(),
             registry,
         };
@@ -108,10 +115,14 @@ impl Daemon {
         // The admin socket comes first: it tells whether another daemon has this run directory.
         let socket = AdminSocket::new(config.run_dir.join(ADMIN_SOCKET));
         self.servers.push(serve_admin(socket, crate::admin::router(self.switch.clone())).await?);
+        // Before the links are looked at for the first time: what changes later is heard of.
+        let changes = LinkChanges::listen();
+        let changes = changes.map_err(HostError::attempting("hear of network devices that change"))?;
         let switch = self.switch.clone();
         tokio::task::spawn_blocking(move || switch.restore())
             .await
             .map_err(|error| HostError::attempting("restore the ports")(io::Error::other(error)))??;
+        self.tasks.push(tokio::spawn(watch_links(self.switch.clone(), changes)));
         // Controllers find the ports that were kept.
         let agent = AgentConfig {
             controllers: config.controllers.clone(),
@@ -123,7 +134,7 @@ impl Daemon {
         let agent = Arc::new(agent.map_err(DaemonError::Listen)?);
         self.agent = Some(agent.clone());
         let metrics = ControlMetrics::new(&self.registry, self.data_path.epochs().len());
-        self.ticker = Some(tokio::spawn(tick(self.switch.clone(), agent, metrics)));
+        self.tasks.push(tokio::spawn(tick(self.switch.clone(), agent, metrics)));
         Ok(())
     }
 
@@ -145,9 +156,9 @@ impl Daemon {
     /// Drains all rings, removes the sockets, ends the workers.
     pub async fn stop(mut self) {
         self.servers.clear();
-        if let Some(ticker) = self.ticker.take() {
-            ticker.abort();
-            let _ = ticker.await;
+        for task in self.tasks.drain(..) {
+            task.abort();
+            let _ = task.await;
         }
         self.agent = None;
         let (switch, data_path) = (self.switch.clone(), self.data_path.clone());
@@ -168,6 +179,47 @@ async fn tick(switch: Arc<Switch>, agent: Arc<Agent>, metrics: ControlMetrics) {
         metrics.update(&switch, &agent);
         let switch = switch.clone();
         let _ = tokio::task::spawn_blocking(move || switch.tick()).await;
+    }
+}
+
+/// Changes of network devices, to be waited for.
+struct LinkChanges {
+    changes: DeviceChanges,
+    /// The same socket for Tokio, which has no name for its kind and waits for it like for any other.
+    ready: UnixDatagram,
+}
+
+impl LinkChanges {
+    fn listen() -> io::Result<LinkChanges> {
+        let changes = DeviceChanges::listen()?;
+        let ready = UnixDatagram::from_std(changes.readable()?.into())?;
+        Ok(LinkChanges { changes, ready })
+    }
+
+    /// Waits until something changed.
+    async fn next(&self) -> io::Result<()> {
+        self.ready.readable().await?;
+        // That nothing is left has to be said, or Tokio believes that there is more.
+        let drain = || self.changes.take().and_then(|_| Err(io::ErrorKind::WouldBlock.into()));
+        match self.ready.try_io(Interest::READABLE, drain) {
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+}
+
+/// Looks at the links of the host's devices when the kernel says that something about a device changed, and often.
+async fn watch_links(switch: Arc<Switch>, changes: LinkChanges) {
+    loop {
+        if let Ok(Err(error)) = tokio::time::timeout(LINK_LOOK, changes.next()).await {
+            tracing::error!(%error, "changes of network devices are no longer heard of; restart the daemon");
+            return;
+        }
+        if !switch.has_host_devices() {
+            continue;
+        }
+        let switch = switch.clone();
+        let _ = tokio::task::spawn_blocking(move || switch.look_at_links()).await;
     }
 }
 

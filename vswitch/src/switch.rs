@@ -413,22 +413,39 @@ impl Switch {
         }
     }
 
-    /// Looks at the links of the host's devices, and tries ports again that could not be served. For a timer.
-    pub fn tick(&self) {
-        let Ok(_changing) = self.changing.try_lock() else { return };
-        let mut failed = Vec::new();
+    /// Whether a port is a device of the host.
+    pub fn has_host_devices(&self) -> bool {
+        let is = |port: &Port| matches!(port.spec.kind, PortKind::Tap(_) | PortKind::AfPacket(_));
+        lock(&self.ports).values().any(is)
+    }
+
+    /// Looks at the links of the host's devices. For when the kernel says that one changed, and from time to time.
+    pub fn look_at_links(&self) {
+        let _changing = lock(&self.changing);
+        self.take_over_links();
+    }
+
+    fn take_over_links(&self) {
         let mut links = Vec::new();
         for port in lock(&self.ports).values() {
-            match &port.spec.kind {
-                _ if port.failure.is_some() => failed.push(port.spec.clone()),
-                PortKind::Tap(name) | PortKind::AfPacket(name) => links.push((port.number, name.clone())),
-                PortKind::VhostUser | PortKind::VhostUserClient(_) => {}
+            if let PortKind::Tap(name) | PortKind::AfPacket(name) = &port.spec.kind
+                && port.failure.is_none()
+            {
+                links.push((port.number, name.clone()));
             }
         }
         for (number, name) in links {
             // Nothing is published unless it changed. A device that is gone has no link.
             let _ = self.bridge.set_link(number, netdev::is_running(&name).unwrap_or(false));
         }
+    }
+
+    /// Tries ports again that could not be served. For a timer.
+    pub fn tick(&self) {
+        let Ok(_changing) = self.changing.try_lock() else { return };
+        let failed = |port: &Port| port.failure.is_some().then(|| port.spec.clone());
+        let failed: Vec<_> = lock(&self.ports).values().filter_map(failed).collect();
+        let mut served = false;
         for spec in failed {
             let number = PortNo(spec.ofport.unwrap_or(0));
             if let Ok(endpoint) = self.start(&spec, number) {
@@ -436,7 +453,11 @@ impl Switch {
                 if let Some(port) = lock(&self.ports).get_mut(&spec.name) {
                     (port.endpoint, port.failure) = (endpoint, None);
                 }
+                served = true;
             }
+        }
+        if served {
+            self.take_over_links();
         }
     }
 

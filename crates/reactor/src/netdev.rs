@@ -47,7 +47,7 @@ fn ioctl_socket() -> io::Result<OwnedFd> {
 /// Asks the kernel about, or changes, the device that `request` names.
 fn device_ioctl(operation: libc::c_ulong, request: &mut libc::ifreq) -> io::Result<()> {
     let socket = ioctl_socket()?;
-    // SAFETY: `operation` is one of the SIOC?IF* below, all of which take an ifreq.
+    // SAFETY: `operation` is one of the SIOC* in this file, all of which take an ifreq; what it points to lives longer.
     check(unsafe { libc::ioctl(socket.as_raw_fd(), operation as _, request as *mut libc::ifreq) })
 }
 
@@ -58,14 +58,28 @@ fn flags(name: &str) -> io::Result<libc::c_int> {
     Ok(libc::c_int::from(unsafe { request.ifr_ifru.ifru_flags }))
 }
 
-/// Whether a network device is up and has a carrier.
+/// Whether a network device is up and has a carrier, now: the flags and notices of the kernel may be a second late.
 ///
 /// # Errors
 /// There is no such device.
 pub fn is_running(name: &str) -> io::Result<bool> {
     let wanted = libc::IFF_UP | libc::IFF_RUNNING;
-    flags(name).map(|flags| flags & wanted == wanted)
+    // To ask for the carrier makes the flags right too. Devices that tell nothing have one.
+    let carrier = carrier(name).unwrap_or(true);
+    flags(name).map(|flags| carrier && flags & wanted == wanted)
 }
+
+fn carrier(name: &str) -> io::Result<bool> {
+    let mut request = request(name)?;
+    // struct ethtool_value: the command and its answer.
+    let mut value = [ETHTOOL_GLINK, 0];
+    request.ifr_ifru.ifru_data = value.as_mut_ptr().cast();
+    device_ioctl(libc::SIOCETHTOOL as libc::c_ulong, &mut request)?;
+    Ok(value[1] != 0)
+}
+
+/// linux/ethtool.h
+const ETHTOOL_GLINK: u32 = 0x0a;
 
 /// Sets a network device up.
 ///
@@ -160,6 +174,64 @@ pub fn open_packet(name: &str) -> io::Result<OwnedFd> {
     };
     set_option(&socket, libc::SOL_PACKET, libc::PACKET_ADD_MEMBERSHIP, &all)?;
     Ok(socket)
+}
+
+/// What the kernel says about network devices of this thread's namespace: that something changed, not what. Readable when
+/// it did.
+#[derive(Debug)]
+pub struct DeviceChanges(OwnedFd);
+
+impl DeviceChanges {
+    /// Listens from now on.
+    ///
+    /// # Errors
+    /// The host has no more sockets to give.
+    pub fn listen() -> io::Result<DeviceChanges> {
+        let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+        // SAFETY: no pointer is involved.
+        let fd = unsafe { libc::socket(libc::AF_NETLINK, kind, libc::NETLINK_ROUTE) };
+        check(fd)?;
+        // SAFETY: a new descriptor that nobody else knows.
+        let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+        // SAFETY: all zeroes is a valid sockaddr_nl.
+        let mut address: libc::sockaddr_nl = unsafe { std::mem::zeroed() };
+        address.nl_family = libc::AF_NETLINK as libc::sa_family_t;
+        address.nl_groups = libc::RTMGRP_LINK as u32;
+        let length = size_of::<libc::sockaddr_nl>() as libc::socklen_t;
+        // SAFETY: a sockaddr_nl of that length.
+        check(unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) })?;
+        Ok(DeviceChanges(socket))
+    }
+
+    /// Another descriptor of the socket, readable when something was said.
+    ///
+    /// # Errors
+    /// There are no more descriptors.
+    pub fn readable(&self) -> io::Result<OwnedFd> {
+        self.0.try_clone()
+    }
+
+    /// Takes all that was said; whether there was something. What did not fit into the socket's buffer counts too.
+    ///
+    /// # Errors
+    /// The socket is broken.
+    pub fn take(&self) -> io::Result<bool> {
+        let mut some = false;
+        // What is in the messages is of no interest, so they may be cut.
+        let mut buffer = [0u8; 64];
+        loop {
+            let (fd, room) = (self.0.as_raw_fd(), buffer.len());
+            // SAFETY: `room` bytes that live across the call.
+            let count = unsafe { libc::recv(fd, buffer.as_mut_ptr().cast(), room, libc::MSG_TRUNC) };
+            match check(count.min(0) as libc::c_int).map_err(|error| (error.kind(), error)) {
+                Ok(()) => some = true,
+                Err((io::ErrorKind::WouldBlock, _)) => return Ok(some),
+                Err((_, error)) if error.raw_os_error() == Some(libc::ENOBUFS) => some = true,
+                Err((io::ErrorKind::Interrupted, _)) => {}
+                Err((_, error)) => return Err(error),
+            }
+        }
+    }
 }
 
 /// linux/if_packet.h
