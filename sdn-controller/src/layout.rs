@@ -514,15 +514,6 @@ mod tests {
     use serde_json::{Value, json};
     use telemetry::check::Errors;
 
-    fn desired(items: &[(Kind, &str, Value)]) -> Desired {
-        let mut desired = Desired::default();
-        for (kind, name, value) in items {
-            let item = Item::from_json(*kind, value.clone(), &mut Errors::new());
-            desired.set(&Subject::new(*kind, *name), Some(item.expect("a good item")), None);
-        }
-        desired
-    }
-
     fn at(dpid: u64, port: u32) -> Value {
         json!({"dpid": dpid, "port": port})
     }
@@ -547,7 +538,7 @@ mod tests {
             (Kind::Network, "local", json!({"vlan": 20, "ports": [at(2, 2), at(2, 3)]})),
             (Kind::Network, "empty", json!({"vlan": 30})),
         ];
-        let layout = Layout::new(&desired(&items), &Layout::default());
+        let layout = Layout::new(&Desired::of(&items), &Layout::default());
         let strings = |list: &[&str]| list.iter().map(ToString::to_string).collect::<Vec<_>>();
         assert_eq!(ports(&layout, 1), [(10, strings(&["12", "13"]))]);
         assert_eq!(ports(&layout, 2), [(20, strings(&["2", "3"])), (10, strings(&["1", "21"]))]);
@@ -556,11 +547,11 @@ mod tests {
 
         // A way out carries every network that is in reach.
         items.push((Kind::Uplink, "out", json!({"a": at(1, 99)})));
-        let wider = Layout::new(&desired(&items), &layout);
+        let wider = Layout::new(&Desired::of(&items), &layout);
         assert_eq!(ports(&wider, 1).len(), 2);
         assert!(ports(&wider, 1).iter().all(|(_, ports)| ports.contains(&"99".into())));
         assert_eq!(wider.changed(&layout), [Dpid(1), Dpid(2)].into());
-        let again = Layout::new(&desired(&items), &wider);
+        let again = Layout::new(&Desired::of(&items), &wider);
         assert!(again.changed(&wider).is_empty(), "the same again shares everything");
     }
 
@@ -569,7 +560,7 @@ mod tests {
     fn an_edit_lays_out_the_networks_that_it_touches() {
         let attach = |network: u32, port: u32| json!({"network": format!("n{network}"), "dpid": port, "port": 1000 + network});
         let name = |network: u32, port: u32| format!("a{network}-{port}");
-        let mut desired = desired(&[
+        let mut desired = Desired::of(&[
             (Kind::Acl, "x", json!({"rules": []})),
             (Kind::Uplink, "out", json!({"a": at(1, 99)})),
         ]);
@@ -622,7 +613,7 @@ mod tests {
                     {"inside": at(1, 5), "outside": at(1, 6)}, {"inside": at(1, 7), "outside": at(1, 8)}]}),
             ),
         ];
-        let layout = Layout::new(&desired(&items), &Layout::default());
+        let layout = Layout::new(&Desired::of(&items), &Layout::default());
         let strings = |list: &[&str]| list.iter().map(ToString::to_string).collect::<Vec<_>>();
         let expected = [(100, strings(&["1", "5"])), (101, strings(&["6", "7"])), (10, strings(&["2", "8"]))];
         assert_eq!(ports(&layout, 1), expected);

@@ -30,6 +30,17 @@ impl Default for VlanRange {
     }
 }
 
+impl VlanRange {
+    /// Where a name belongs: the same in every process and release (FNV-1a).
+    fn place_of(self, name: &str) -> u16 {
+        let hash = name
+            .bytes()
+            .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+        let count = u32::from(self.last - self.first) + 1;
+        self.first + (hash % count) as u16
+    }
+}
+
 /// One thing that is wanted, with the number that tells it apart in cookies and meters.
 #[derive(PartialEq, Eq, Debug)]
 pub struct Entry<T> {
@@ -301,6 +312,19 @@ impl Desired {
         }
     }
 
+    /// All of these.
+    #[cfg(test)]
+    pub(crate) fn of(items: &[(Kind, &str, Value)]) -> Desired {
+        let mut desired = Desired::default();
+        for (kind, name, value) in items {
+            let mut errors = Errors::new();
+            let item = Item::from_json(*kind, value.clone(), &mut errors);
+            let item = item.unwrap_or_else(|| panic!("{name}: {:?}", errors.list()));
+            desired.set(&Subject::new(*kind, *name), Some(item), None);
+        }
+        desired
+    }
+
     /// The names of a kind, in order.
     pub fn subjects_of(&self, kind: Kind) -> Vec<Subject> {
         fn of<T>(kind: Kind, map: &BTreeMap<String, T>) -> Vec<Subject> {
@@ -328,30 +352,35 @@ impl Desired {
         conflict::find(self)
     }
 
-    /// Chooses what was left to the controller, as it was in `before` where possible.
+    /// Chooses what was left to the controller, as it was in `before` where possible. Else the name decides, not what
+    /// came first: controllers that are given the same choose the same, but for names that meet at one VLAN id.
     ///
     /// # Errors
     /// No VLAN id is left.
     pub fn complete(&mut self, before: &Desired, range: VlanRange) -> Result<(), Conflict> {
         let mut used: BTreeSet<u16> = self.networks.values().map(|network| network.vlan).collect();
         used.extend(self.chains.values().flat_map(|chain| chain.vlans.iter().copied()));
-        let mut choose = |wished: Option<u16>| {
+        let mut choose = |wished: Option<u16>, name: &str| {
             let free = |vlan: &u16| !used.contains(vlan);
-            let vlan = wished.filter(free).or_else(|| (range.first..=range.last).find(free));
+            let begin = range.place_of(name);
+            let vlan = wished
+                .filter(free)
+                .or_else(|| (begin..=range.last).find(free))
+                .or_else(|| (range.first..begin).find(free));
             let vlan = vlan.ok_or(Conflict::NoVlan { first: range.first, last: range.last })?;
             used.insert(vlan);
             Ok(vlan)
         };
         for (name, network) in &mut self.networks {
             if network.vlan == VLAN_AUTOMATIC {
-                let vlan = choose(before.networks.get(name).map(|network| network.vlan))?;
+                let vlan = choose(before.networks.get(name).map(|network| network.vlan), name)?;
                 network.value = Arc::new(Network { vlan, ..Network::clone(network) });
             }
         }
         for (name, chain) in &mut self.chains {
             if chain.vlans.is_empty() {
                 let earlier = before.chains.get(name).map(|chain| chain.vlans.clone()).unwrap_or_default();
-                let vlan = |index: usize| choose(earlier.get(index).copied());
+                let vlan = |index: usize| choose(earlier.get(index).copied(), &format!("{name}/{index}"));
                 let vlans = (0..chain.hops.len()).map(vlan).collect::<Result<_, _>>()?;
                 chain.value = Arc::new(Chain { vlans, ..Chain::clone(chain) });
             }
@@ -451,6 +480,25 @@ mod tests {
         assert_eq!(vlan(&second, "c"), 2000);
         second.set(&subject("d"), item(Kind::Network, json!({})), None);
         assert!(matches!(second.complete(&first, range), Err(Conflict::NoVlan { .. })));
+    }
+
+    #[test]
+    fn the_name_decides_what_is_chosen() {
+        let vlans = |names: &[&str]| {
+            let mut desired = Desired::default();
+            for name in names {
+                let before = desired.clone();
+                desired.set(&Subject::new(Kind::Network, *name), item(Kind::Network, json!({})), None);
+                desired.complete(&before, VlanRange::default()).unwrap();
+            }
+            let chosen = |name: &str| desired.networks[name].vlan;
+            ["blue", "green", "red"].map(chosen)
+        };
+        // Whatever came first, or was there for a while.
+        let chosen = vlans(&["blue", "green", "red"]);
+        assert_eq!(vlans(&["red", "old", "green", "blue"]), chosen);
+        // And in every release, or a new one would change the networks of an old one that stands beside it.
+        assert_eq!(chosen, [2541, 2364, 3596]);
     }
 
     #[test]

@@ -4,11 +4,10 @@ use std::collections::BTreeMap;
 
 use ofp::{Action, Instruction, MacAddr, OxmField, Port, PortNo, VID_NONE, VID_PRESENT};
 use serde_json::{Value, json};
-use telemetry::check::Errors;
 
 use super::*;
 use crate::layout::Layout;
-use crate::model::{Desired, Dpid, Item, Kind};
+use crate::model::{Desired, Dpid, Kind};
 
 const PLAIN: Way =
     Way { tagging: Tagging::Untagged, after_learning: FORWARD, meter: None, deliver: false, copies: vec![] };
@@ -18,13 +17,7 @@ fn port(number: u32, name: &str) -> (PortNo, Port) {
 }
 
 fn desired(items: &[(Kind, &str, Value)]) -> Desired {
-    let mut desired = Desired::default();
-    for (kind, name, value) in items {
-        let mut errors = Errors::new();
-        let item = Item::from_json(*kind, value.clone(), &mut errors);
-        let item = item.unwrap_or_else(|| panic!("{name}: {:?}", errors.list()));
-        desired.set(&Subject::new(*kind, *name), Some(item), None);
-    }
+    let desired = Desired::of(items);
     assert_eq!(desired.conflicts(), []);
     desired
 }
