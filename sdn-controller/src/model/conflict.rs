@@ -1,5 +1,6 @@
 //! What cannot stand side by side.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 
 use super::{Desired, Dpid, FLOWS_MAX, Kind, MirrorSource, Place, PortMode, PortRef, Subject, modes_agree};
@@ -135,8 +136,8 @@ impl Use {
 
 /// A thing of what is wanted; a [`Subject`] of it is made where it is part of a conflict.
 type Thing<'a> = (Kind, &'a str);
-/// A use of a port, by whom, and in which network.
-type PortUse<'a> = (Use, Thing<'a>, Option<&'a str>);
+/// A use of a port, and by whom.
+type PortUse<'a> = (Use, Thing<'a>);
 
 fn subject((kind, name): Thing<'_>) -> Subject {
     Subject::new(kind, name)
@@ -145,25 +146,35 @@ fn subject((kind, name): Thing<'_>) -> Subject {
 #[derive(Default)]
 struct Search<'a> {
     found: Vec<Conflict>,
+    /// The first of each use of a port.
     ports: HashMap<(Dpid, &'a PortRef), Vec<PortUse<'a>>>,
+    /// The first use in each network.
+    members: HashMap<(Dpid, &'a PortRef, &'a str), PortUse<'a>>,
 }
 
 impl<'a> Search<'a> {
     /// Notes a use of a port; `network` is the one it is a member of.
     fn port(&mut self, dpid: Dpid, port: &'a PortRef, used: Use, of: Thing<'a>, network: Option<&'a str>) {
         let uses = self.ports.entry((dpid, port)).or_default();
-        let clash = uses.iter().find(|(other, _, in_network)| {
-            !used.agrees(*other) || in_network.is_some() && *in_network == network
+        let clash = uses.iter().copied().find(|(other, _)| !used.agrees(*other));
+        if uses.iter().all(|(other, _)| *other != used) {
+            uses.push((used, of));
+        }
+        let twice = network.and_then(|network| match self.members.entry((dpid, port, network)) {
+            Entry::Occupied(first) => Some(*first.get()),
+            Entry::Vacant(free) => {
+                free.insert((used, of));
+                None
+            }
         });
-        if let Some((other_use, other, _)) = clash {
+        if let Some((other_use, other)) = clash.or(twice) {
             self.found.push(Conflict::Port {
                 place: Place { dpid, port: port.clone() },
                 other_use: other_use.word(),
-                other: subject(*other),
+                other: subject(other),
                 of: subject(of),
             });
         }
-        uses.push((used, of, network));
     }
 
     fn names<T>(
@@ -201,6 +212,18 @@ impl<'a> Search<'a> {
             match owners.get(&vlan) {
                 Some(other) => self.found.push(Conflict::Vlan { vlan, other: other.clone(), of }),
                 None => drop(owners.insert(vlan, of)),
+            }
+        }
+    }
+
+    /// A port is given to one tenant.
+    fn tenants(&mut self, desired: &'a Desired) {
+        let mut given: HashMap<&Place, &str> = HashMap::new();
+        for (name, tenant) in &desired.tenants {
+            for place in &tenant.ports {
+                let Some(other) = given.insert(place, name) else { continue };
+                let what = format!("{place} is given to tenant {other} already");
+                self.found.push(Conflict::Wrong { of: subject((Kind::Tenant, name)), what });
             }
         }
     }
@@ -295,6 +318,7 @@ impl<'a> Search<'a> {
 pub fn find(desired: &Desired) -> Vec<Conflict> {
     let mut search = Search::default();
     search.vlans(desired);
+    search.tenants(desired);
     search.networks(desired);
     search.wiring(desired);
     search.flows(desired);
@@ -304,24 +328,13 @@ pub fn find(desired: &Desired) -> Vec<Conflict> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Item;
-    use serde_json::{Value, json};
-    use telemetry::check::Errors;
-
-    fn desired(items: &[(Kind, &str, Value)]) -> Desired {
-        let mut desired = Desired::default();
-        for (kind, name, value) in items {
-            let item = Item::from_json(*kind, value.clone(), &mut Errors::new());
-            desired.set(&Subject::new(*kind, *name), Some(item.expect("a good item")), None);
-        }
-        desired
-    }
+    use serde_json::json;
 
     #[test]
     fn modes_that_cannot_stand_side_by_side() {
         let beside = |a: &str, b: &str| {
             let of = |vlan: u16, mode: &str| json!({"vlan": vlan, "ports": [{"dpid": 1, "port": 1, "mode": mode}]});
-            desired(&[(Kind::Network, "a", of(10, a)), (Kind::Network, "b", of(20, b))])
+            Desired::of(&[(Kind::Network, "a", of(10, a)), (Kind::Network, "b", of(20, b))])
                 .conflicts()
                 .is_empty()
         };
@@ -336,8 +349,9 @@ mod tests {
         let attach =
             |network: &str, dpid: u64, port: u32| json!({"network": network, "dpid": dpid, "port": port});
         let flow = json!({"priority": 5, "match": {"in_port": 1}});
-        let found = desired(&[
-            (Kind::Tenant, "t", json!({})),
+        let found = Desired::of(&[
+            (Kind::Tenant, "t", json!({"ports": [at(1, 9), at(2, 9)]})),
+            (Kind::Tenant, "u", json!({"ports": [at(2, 9)]})),
             (Kind::Acl, "theirs", json!({"tenant": "t", "rules": []})),
             (Kind::Acl, "lost", json!({"tenant": "nobody", "rules": []})),
             (Kind::Network, "a", json!({"vlan": 10, "acls": ["theirs", "none"], "ports": [at(1, 1)]})),
@@ -361,6 +375,7 @@ mod tests {
         let expected = [
             "VLAN 10 belongs to network a, and network b wants it",
             "VLAN 10 belongs to network a, and chain c wants it",
+            "tenant u: port 9 of switch 2 is given to tenant t already",
             "acl lost names tenant nobody, which does not exist",
             "acl theirs and",
             "network a names acl none, which does not exist",

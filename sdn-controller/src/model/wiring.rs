@@ -9,6 +9,8 @@ use super::Place;
 
 /// Functions of one chain at most.
 pub const HOPS_MAX: usize = 8;
+/// Ports of one tenant at most.
+pub const PORTS_PER_TENANT_MAX: usize = 10_000;
 
 /// A tenant: whoever is confined to it sees and changes only what belongs to it.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, ToSchema)]
@@ -17,6 +19,10 @@ pub struct Tenant {
     #[serde(skip_serializing_if = "String::is_empty")]
     #[schema(required = false)]
     pub description: String,
+    /// The ports that whoever is confined to the tenant may attach. Others attach what they like to its networks.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(required = false)]
+    pub ports: Vec<Place>,
 }
 
 impl Tenant {
@@ -24,8 +30,17 @@ impl Tenant {
     pub fn from_json(value: Value, errors: &mut Errors) -> Option<Tenant> {
         let mut fields = Fields::new("", value, errors);
         let description = fields.optional::<String>("description", "a text").unwrap_or_default();
+        let given = fields.optional::<Vec<Value>>("ports", "a list of {dpid, port}").unwrap_or_default();
         fields.finish();
-        Some(Tenant { description }).filter(|_| errors.is_empty())
+        if given.len() > PORTS_PER_TENANT_MAX {
+            let remedy = format!("give {PORTS_PER_TENANT_MAX} at most");
+            errors.add("ports", given.len(), "too many ports", remedy);
+        }
+        let mut ports = Vec::with_capacity(given.len());
+        for (index, port) in given.into_iter().enumerate() {
+            ports.extend(Place::from_json(&format!("ports[{index}]"), port, errors));
+        }
+        Some(Tenant { description, ports }).filter(|_| errors.is_empty())
     }
 }
 

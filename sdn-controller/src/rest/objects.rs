@@ -135,12 +135,37 @@ fn permitted(
         _ => false,
     };
     let before = desired.get(subject).map(|(_, item)| item);
-    if before.iter().chain(item).all(theirs) && (before.is_some() || item.is_some()) {
-        return Ok(());
+    let refused = |detail: String| {
+        let title = format!("{} may not change {subject}", who.name);
+        Err(Problem::new(StatusCode::FORBIDDEN, title).detail(detail))
+    };
+    if !before.iter().chain(item).all(theirs) || before.is_none() && item.is_none() {
+        return refused(format!("only networks, attachments and ACLs of tenant {tenant} are theirs"));
     }
-    let title = format!("{} may not change {subject}", who.name);
-    let detail = format!("only networks, attachments and ACLs of tenant {tenant} are theirs");
-    Err(Problem::new(StatusCode::FORBIDDEN, title).detail(detail))
+    let had = before.as_ref().map(places_of).unwrap_or_default();
+    let given = desired.tenants.get(tenant).map(|tenant| tenant.ports.as_slice()).unwrap_or_default();
+    // What somebody else attached for them stays as it is.
+    let allowed = |place: &Place| had.contains(place) || given.contains(place);
+    match item.map(places_of).unwrap_or_default().into_iter().find(|place| !allowed(place)) {
+        None => Ok(()),
+        Some(place) => refused(format!(
+            "{place} is none of tenant {tenant}: those who are confined to no tenant give it ports (`sluice tenant \
+             create`), or attach them"
+        )),
+    }
+}
+
+/// The ports that a network or an attachment takes part by.
+fn places_of(item: &Item) -> Vec<Place> {
+    match item {
+        Item::Network(network) => network
+            .ports
+            .iter()
+            .map(|member| Place { dpid: member.dpid, port: member.port.clone() })
+            .collect(),
+        Item::Attachment(attachment) => vec![attachment.place.clone()],
+        _ => vec![],
+    }
 }
 
 fn none(subject: &Subject) -> Problem {
