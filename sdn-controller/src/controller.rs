@@ -373,12 +373,29 @@ impl Controller {
         row: Option<Value>,
         after: Value,
     ) -> Result<(), TokenChangeError> {
-        let record = json!({
-            "time_ms": now_ms(), "who": who.name, "from": who.from, "action": action, "kind": "token", "name": name,
-            "before": null, "after": after,
-        });
+        let record = edit::record(who, now_ms(), action, ("token", name), [Value::Null, after]);
         let (writer, kept, name) = (store.clone(), record.clone(), name.to_owned());
         let written = tokio::task::spawn_blocking(move || writer.set_user(&name, row.as_ref(), &kept));
+        written.await.expect("storing does not panic")?;
+        self.events.tell("change", None, record);
+        Ok(())
+    }
+
+    /// Notes in the audit log what somebody had done to a switch, past what is wanted.
+    ///
+    /// # Errors
+    /// It cannot be stored.
+    pub async fn note(
+        &self,
+        who: &Identity,
+        dpid: Dpid,
+        (action, kind): (&str, &str),
+        what: Value,
+    ) -> Result<(), StoreError> {
+        let name = dpid.to_string();
+        let record = edit::record(who, now_ms(), action, (kind, &name), [Value::Null, what]);
+        let (writer, kept) = (self.store().await, record.clone());
+        let written = tokio::task::spawn_blocking(move || writer.write(&[], &[kept]));
         written.await.expect("storing does not panic")?;
         self.events.tell("change", None, record);
         Ok(())

@@ -157,10 +157,21 @@ pub fn audit(
         (_, None) => "delete",
         _ => "change",
     };
+    let json = |item: Option<&Item>| item.map_or(Value::Null, Item::to_json);
+    record(who, time_ms, action, (subject.kind.singular(), &subject.name), [json(before), json(after)])
+}
+
+/// The record of something that was done to a thing: how it was before, and after it.
+pub fn record(
+    who: &Identity,
+    time_ms: u64,
+    action: &str,
+    (kind, name): (&str, &str),
+    [before, after]: [Value; 2],
+) -> Value {
     json!({
-        "time_ms": time_ms, "who": who.name, "from": who.from, "action": action,
-        "kind": subject.kind.singular(), "name": subject.name,
-        "before": before.map(Item::to_json), "after": after.map(Item::to_json),
+        "time_ms": time_ms, "who": who.name, "from": who.from, "action": action, "kind": kind, "name": name,
+        "before": before, "after": after,
     })
 }
 

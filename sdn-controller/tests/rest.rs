@@ -274,7 +274,10 @@ const ROUTES: &[(&str, &str, Need)] = &[
     ("GET", "/stats/meter/{dpid}/{id}", Some((Role::Read, false))),
     ("GET", "/stats/meterconfig/{dpid}", Some((Role::Read, false))),
     ("GET", "/stats/meterconfig/{dpid}/{id}", Some((Role::Read, false))),
+    ("GET", "/stats/groupdesc/{dpid}/{id}", Some((Role::Read, false))),
+    ("GET", "/stats/portdesc/{dpid}/{port}", Some((Role::Read, false))),
     ("GET", "/stats/role/{dpid}", Some((Role::Read, false))),
+    ("POST", "/stats/role", Some((Role::Operate, false))),
     ("POST", "/stats/flowentry/{command}", Some((Role::Operate, false))),
     ("DELETE", "/stats/flowentry/clear/{dpid}", Some((Role::Operate, false))),
     ("POST", "/stats/groupentry/{command}", Some((Role::Operate, false))),
@@ -364,7 +367,9 @@ async fn every_route_wants_its_role() {
 async fn one_tenant_neither_sees_nor_changes_what_is_anothers() {
     let stage = Stage::new(|_, _| {}).await;
     for tenant in ["mine", "theirs"] {
-        stage.put(&format!("/v1/tenants/{tenant}"), json!({})).await;
+        let given = [5, 20].map(|port| json!({"dpid": 1, "port": port}));
+        let ports = if tenant == "mine" { json!(given) } else { json!([]) };
+        stage.put(&format!("/v1/tenants/{tenant}"), json!({"ports": ports})).await;
         let vlan = if tenant == "mine" { 10 } else { 20 };
         stage.put(&format!("/v1/acls/{tenant}-acl"), json!({"tenant": tenant, "rules": []})).await;
         stage.put(&format!("/v1/networks/{tenant}-net"), json!({"vlan": vlan, "tenant": tenant})).await;
@@ -409,9 +414,16 @@ async fn one_tenant_neither_sees_nor_changes_what_is_anothers() {
         ("attachments/theirs-port", json!({"network": "mine-net", "dpid": 1, "port": 5})),
         ("attachments/new", json!({"network": "theirs-net", "dpid": 1, "port": 5})),
         ("attachments/new", json!({"network": "common", "dpid": 1, "port": 5})),
+        // Ports that nobody gave them: for an attachment, and for a network itself.
+        ("attachments/new", json!({"network": "mine-net", "dpid": 1, "port": 6})),
+        ("attachments/new", json!({"network": "mine-net", "dpid": 2, "port": 5})),
+        ("attachments/new", json!({"network": "mine-net", "dpid": 1, "port": "p5"})),
+        ("attachments/mine-port", json!({"network": "mine-net", "dpid": 1, "port": 6})),
+        ("networks/mine-net", json!({"vlan": 10, "tenant": "mine", "ports": [{"dpid": 1, "port": 6}]})),
         ("acls/theirs-acl", json!({"tenant": "mine", "rules": []})),
         ("acls/new", json!({"rules": []})),
         ("tenants/mine", json!({})),
+        ("tenants/mine", json!({"ports": [{"dpid": 1, "port": 6}]})),
         ("uplinks/new", json!({"a": {"dpid": 1, "port": 9}})),
         ("mirrors/new", json!({"source": {"attachment": "mine-port"}, "to": {"dpid": 1, "port": 9}})),
     ] {
@@ -439,7 +451,17 @@ async fn one_tenant_neither_sees_nor_changes_what_is_anothers() {
         ask("PUT", "/v1/networks/mine-net", Some(json!({"vlan": 11, "tenant": "mine"}))).await.status,
         202
     );
+    let at = |port: u32, macs: &[&str]| json!({"network": "mine-net", "dpid": 1, "port": port, "macs": macs});
+    // What somebody attached for them stays theirs to change, and to take away, but not to put back.
+    for (name, port, status) in [("mine-port", 10, 202), ("new", 5, 202), ("other", 10, 403)] {
+        let body = at(port, &["02:00:00:00:00:01"]);
+        let answer = ask("PUT", &format!("/v1/attachments/{name}"), Some(body)).await;
+        assert_eq!(answer.status, status, "{name}: {}", answer.body);
+    }
     assert_eq!(ask("DELETE", "/v1/attachments/mine-port", None).await.status, 202);
+    let answer = ask("PUT", "/v1/attachments/mine-port", Some(at(10, &[]))).await;
+    assert_eq!(answer.status, 403);
+    assert!(answer.body.contains("port 10 of switch 1 is none of tenant mine"), "{}", answer.body);
     // Of what happens they hear what is theirs.
     let mut stream = TcpStream::connect(stage.address).await.unwrap();
     let request = format!(

@@ -25,6 +25,30 @@ const OLD_NAMES: [(&str, &str); 11] = [
     ("tp_dst", "udp_dst"),
 ];
 
+/// Numbers with names: those that Ryu reads, which are those of the specification without what they begin with.
+pub type Names = &'static [(&'static str, u32)];
+/// Of tables.
+pub const TABLES: Names = &[("ALL", ofp::TABLE_ALL as u32), ("MAX", 0xfe)];
+/// Of groups.
+pub const GROUPS: Names = &[("ALL", ofp::group::ALL), ("ANY", ofp::group::ANY), ("MAX", ofp::group::MAX)];
+/// Of buffers.
+pub const BUFFERS: Names = &[("NO_BUFFER", ofp::NO_BUFFER)];
+const METERS: Names = &[
+    ("ALL", ofp::meter::ALL),
+    ("CONTROLLER", ofp::meter::CONTROLLER),
+    ("SLOWPATH", ofp::meter::SLOWPATH),
+    ("MAX", ofp::meter::MAX),
+];
+const QUEUES: Names = &[("ALL", ofp::QUEUE_ALL)];
+const LENGTHS: Names = &[("MAX", LENGTH_MAX as u32), ("NO_BUFFER", ofp::CONTROLLER_LEN_NO_BUFFER as u32)];
+/// What Ryu has sent to the controller of a packet when nothing is said (`OFPCML_MAX`).
+const LENGTH_MAX: u16 = 0xffe5;
+
+fn named(names: Names, value: &Value) -> Option<u64> {
+    let text = value.as_str()?;
+    names.iter().find(|(name, _)| name.eq_ignore_ascii_case(text)).map(|(_, number)| u64::from(*number))
+}
+
 /// A port as Ryu shows it: reserved ones by name.
 pub fn port(port: PortNo) -> Value {
     port.reserved_name().map_or(json!(port.0), |name| json!(name))
@@ -100,6 +124,9 @@ pub fn instructions(instructions: &[Instruction]) -> Vec<Value> {
             }
             Instruction::ClearActions => shown.push(json!("CLEAR_ACTIONS")),
             Instruction::GotoTable(table) => shown.push(json!(format!("GOTO_TABLE:{table}"))),
+            Instruction::WriteMetadata { metadata, mask: 0 } => {
+                shown.push(json!(format!("WRITE_METADATA:{metadata:#x}")));
+            }
             Instruction::WriteMetadata { metadata, mask } => {
                 shown.push(json!(format!("WRITE_METADATA:{metadata:#x}/{mask:#x}")));
             }
@@ -110,14 +137,16 @@ pub fn instructions(instructions: &[Instruction]) -> Vec<Value> {
     shown
 }
 
+const GROUP_TYPES: [(&str, GroupType); 4] = [
+    ("ALL", GroupType::All),
+    ("SELECT", GroupType::Select),
+    ("INDIRECT", GroupType::Indirect),
+    ("FF", GroupType::FastFailover),
+];
+
 /// The type of a group.
-pub fn group_type(kind: GroupType) -> &'static str {
-    match kind {
-        GroupType::All => "ALL",
-        GroupType::Select => "SELECT",
-        GroupType::Indirect => "INDIRECT",
-        GroupType::FastFailover => "FF",
-    }
+pub fn group_type(kind: GroupType) -> Option<&'static str> {
+    GROUP_TYPES.iter().find(|(_, known)| *known == kind).map(|(name, _)| *name)
 }
 
 const METER_FLAGS: [(&str, MeterFlags); 4] = [
@@ -164,6 +193,11 @@ fn as_number(value: &Value) -> Option<u64> {
     }
 }
 
+/// What can be read as a number is one; the rest is told later what is wrong with it.
+fn number_or_text(value: &Value, names: Names) -> Value {
+    as_number(value).or_else(|| named(names, value)).map_or(value.clone(), |number| json!(number))
+}
+
 impl Input {
     /// A body to read.
     pub fn new(body: Value) -> Input {
@@ -180,11 +214,17 @@ impl Input {
 
     /// A number, or a text of one; `default` when it is not there.
     pub fn number<T: TryFrom<u64>>(&mut self, key: &'static str, default: T) -> T {
+        self.reserved(key, &[], default)
+    }
+
+    /// The same, where some numbers have names.
+    pub fn reserved<T: TryFrom<u64>>(&mut self, key: &'static str, names: Names, default: T) -> T {
         let value = &self.body[key];
         if value.is_null() {
             return default;
         }
-        match as_number(value).and_then(|number| T::try_from(number).ok()) {
+        let number = as_number(value).or_else(|| named(names, value));
+        match number.and_then(|number| T::try_from(number).ok()) {
             Some(number) => number,
             None => {
                 let highest = u128::MAX >> (128 - 8 * size_of::<T>());
@@ -194,6 +234,23 @@ impl Input {
                     "out of range or no number",
                     format!("give a number up to {highest}"),
                 );
+                default
+            }
+        }
+    }
+
+    /// One of these words; `default` when there is none.
+    pub fn one_of<T: Copy>(&mut self, key: &'static str, words: &[(&str, T)], default: T) -> T {
+        let value = &self.body[key];
+        if value.is_null() {
+            return default;
+        }
+        let word = value.as_str().unwrap_or_default();
+        match words.iter().find(|(known, _)| known.eq_ignore_ascii_case(word)) {
+            Some((_, meant)) => *meant,
+            None => {
+                let known: Vec<_> = words.iter().map(|(known, _)| *known).collect();
+                self.errors.add(key, value, "not known", format!("give {}", known.join(", ")));
                 default
             }
         }
@@ -263,7 +320,7 @@ impl Input {
         let (mut instructions, mut apply) = (Vec::new(), Vec::new());
         for (index, item) in self.list("actions").into_iter().enumerate() {
             let kind = item["type"].as_str().unwrap_or_default().to_owned();
-            let number = |key: &str| as_number(&item[key]).map_or(item[key].clone(), |number| json!(number));
+            let number = |key: &str| number_or_text(&item[key], &[]);
             match kind.as_str() {
                 "WRITE_ACTIONS" => {
                     let inner = item["actions"].as_array().cloned().unwrap_or_default();
@@ -271,8 +328,10 @@ impl Input {
                     instructions.push(json!({"write_actions": actions}));
                 }
                 "CLEAR_ACTIONS" => instructions.push(json!("clear_actions")),
-                "GOTO_TABLE" => instructions.push(json!({"goto_table": number("table_id")})),
-                "METER" => instructions.push(json!({"meter": number("meter_id")})),
+                "GOTO_TABLE" => {
+                    instructions.push(json!({"goto_table": number_or_text(&item["table_id"], TABLES)}));
+                }
+                "METER" => instructions.push(json!({"meter": number_or_text(&item["meter_id"], METERS)})),
                 "WRITE_METADATA" => {
                     let mask = if item["metadata_mask"].is_null() {
                         json!(u64::MAX)
@@ -304,15 +363,15 @@ impl Input {
 
     /// An action in the words of the other interface.
     fn action(&mut self, index: usize, item: &Value) -> Option<Value> {
-        let number = |key: &str| as_number(&item[key]).map_or(item[key].clone(), |number| json!(number));
+        let number = |key: &str| number_or_text(&item[key], &[]);
         let one = |name: &str, value: Value| Some(json!({ name: value }));
         match item["type"].as_str().unwrap_or_default() {
             "OUTPUT" => {
-                let mut output = json!({"port": number("port")});
-                if !item["max_len"].is_null() {
-                    output["max_len"] = number("max_len");
-                }
-                one("output", output)
+                let length = match &item["max_len"] {
+                    Value::Null => json!(LENGTH_MAX),
+                    length => number_or_text(length, LENGTHS),
+                };
+                one("output", json!({"port": number("port"), "max_len": length}))
             }
             "COPY_TTL_OUT" => Some(json!("copy_ttl_out")),
             "COPY_TTL_IN" => Some(json!("copy_ttl_in")),
@@ -326,8 +385,8 @@ impl Input {
             "PUSH_MPLS" => one("push_mpls", number("ethertype")),
             "POP_MPLS" => one("pop_mpls", number("ethertype")),
             "PUSH_PBB" => one("push_pbb", number("ethertype")),
-            "SET_QUEUE" => one("set_queue", number("queue_id")),
-            "GROUP" => one("group", number("group_id")),
+            "SET_QUEUE" => one("set_queue", number_or_text(&item["queue_id"], QUEUES)),
+            "GROUP" => one("group", number_or_text(&item["group_id"], GROUPS)),
             "SET_FIELD" => {
                 let field = item["field"].as_str().unwrap_or_default();
                 one("set_field", json!({field: item["value"]}))
@@ -342,17 +401,8 @@ impl Input {
 
     /// A group.
     pub fn group_mod(&mut self, command: GroupModCommand) -> GroupMod {
-        let kind = match self.body["type"].as_str().unwrap_or("ALL") {
-            "ALL" => GroupType::All,
-            "SELECT" => GroupType::Select,
-            "INDIRECT" => GroupType::Indirect,
-            "FF" => GroupType::FastFailover,
-            other => {
-                self.errors.add("type", other, "unknown type of group", "give ALL, SELECT, INDIRECT or FF");
-                GroupType::All
-            }
-        };
-        let group_id = self.number("group_id", 0);
+        let kind = self.one_of("type", &GROUP_TYPES, GroupType::All);
+        let group_id = self.reserved("group_id", GROUPS, 0);
         let mut buckets = Vec::new();
         for (index, bucket) in self.list("buckets").into_iter().enumerate() {
             let list = bucket["actions"].as_array().cloned().unwrap_or_default();
@@ -366,7 +416,7 @@ impl Input {
             buckets.push(Bucket {
                 weight: parts.number("weight", 0),
                 watch_port: PortNo(parts.port("watch_port", PortNo::ANY.0)),
-                watch_group: parts.number("watch_group", ofp::group::ANY),
+                watch_group: parts.reserved("watch_group", GROUPS, ofp::group::ANY),
                 actions,
             });
             self.errors.extend(parts.errors.list().to_vec());
@@ -388,7 +438,7 @@ impl Input {
                 None => self.errors.add("flags", name, "unknown flag", "give KBPS, PKTPS, BURST or STATS"),
             }
         }
-        let meter_id = self.number("meter_id", 0);
+        let meter_id = self.reserved("meter_id", METERS, 0);
         let mut bands = Vec::new();
         for (index, band) in self.list("bands").into_iter().enumerate() {
             let kind = band["type"].clone();

@@ -1,12 +1,13 @@
 //! `/stats/...`: paths, bodies and answers of Ryu's `ofctl_rest` for OpenFlow 1.3, with one difference: errors are told.
 //!
 //! What is written here goes to the switch and is not kept; it is somebody else's as far as the controller is concerned.
+//! Who did it is in the audit log.
 
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{delete, get, post};
-use axum::{Json, Router};
+use axum::{Extension, Json, Router};
 use ofp::{
     Body, FlowMod, FlowModCommand, FlowModFlags, FlowStats, FlowStatsRequest, GroupModCommand,
     MeterModCommand, MultipartReply, MultipartRequest, PortNo, Role, RoleMessage,
@@ -16,9 +17,10 @@ use std::sync::Arc;
 use telemetry::Problem;
 use telemetry::http::JsonBody;
 
-use super::Shared;
-use super::ryu::{self, Input};
+use super::ryu::{self, BUFFERS, GROUPS, Input, TABLES};
 use super::switches::{ask, ask_error, connected};
+use super::{Shared, Who};
+use crate::auth::Identity;
 use crate::controller::{Controller, SwitchEntry};
 use crate::datapath::AskError;
 use crate::views::ApiError;
@@ -45,12 +47,14 @@ pub fn routes() -> Router<Arc<Controller>> {
         .route("/stats/port/{dpid}", get(port_all))
         .route("/stats/port/{dpid}/{port}", get(port_one))
         .route("/stats/portdesc/{dpid}", get(port_desc))
+        .route("/stats/portdesc/{dpid}/{port}", get(port_desc_one))
         .route("/stats/group/{dpid}", get(async |s: Shared, Path(d): Path<String>| group(s, d, None).await))
         .route(
             "/stats/group/{dpid}/{id}",
             get(async |s: Shared, Path((d, id)): Path<(String, u32)>| group(s, d, Some(id)).await),
         )
         .route("/stats/groupdesc/{dpid}", get(group_desc))
+        .route("/stats/groupdesc/{dpid}/{id}", get(group_desc_one))
         .route("/stats/meter/{dpid}", get(async |s: Shared, Path(d): Path<String>| meter(s, d, None).await))
         .route(
             "/stats/meter/{dpid}/{id}",
@@ -65,6 +69,7 @@ pub fn routes() -> Router<Arc<Controller>> {
             get(async |s: Shared, Path((d, id)): Path<(String, u32)>| meter_config(s, d, Some(id)).await),
         )
         .route("/stats/role/{dpid}", get(role))
+        .route("/stats/role", post(set_role))
         .route("/stats/flowentry/{command}", post(flow_entry))
         .route("/stats/flowentry/clear/{dpid}", delete(clear))
         .route("/stats/groupentry/{command}", post(group_entry))
@@ -99,9 +104,9 @@ fn selection(filter: Option<Value>) -> Result<FlowStatsRequest, ApiError> {
     let Some(filter) = filter else { return Ok(FlowStatsRequest::default()) };
     let mut input = Input::new(filter);
     let request = FlowStatsRequest {
-        table_id: input.number("table_id", ofp::TABLE_ALL),
+        table_id: input.reserved("table_id", TABLES, ofp::TABLE_ALL),
         out_port: PortNo(input.port("out_port", PortNo::ANY.0)),
-        out_group: input.number("out_group", ofp::group::ANY),
+        out_group: input.reserved("out_group", GROUPS, ofp::group::ANY),
         cookie: input.number("cookie", 0),
         cookie_mask: input.number("cookie_mask", 0),
         matching: input.matching(),
@@ -160,9 +165,13 @@ async fn port_all(state: Shared, Path(dpid): Path<String>) -> Answer {
 }
 
 async fn port_one(state: Shared, Path((dpid, number)): Path<(String, String)>) -> Answer {
-    let port_no = number.parse().ok().map(PortNo).or_else(|| PortNo::from_reserved_name(&number));
-    let port_no = port_no.ok_or_else(|| Problem::not_found(format!("{number} is no port")))?;
+    let port_no = port_number(&number)?;
     port(state, dpid, port_no).await
+}
+
+fn port_number(text: &str) -> Result<PortNo, Problem> {
+    let number = text.parse().ok().map(PortNo).or_else(|| PortNo::from_reserved_name(text));
+    number.ok_or_else(|| Problem::not_found(format!("{text} is no port")))
 }
 
 async fn port(state: Shared, dpid: String, port_no: PortNo) -> Answer {
@@ -183,7 +192,16 @@ async fn port(state: Shared, dpid: String, port_no: PortNo) -> Answer {
 }
 
 async fn port_desc(state: Shared, Path(dpid): Path<String>) -> Answer {
-    let entry = connected(&state, &dpid)?;
+    ports(&state, &dpid, |_| true)
+}
+
+async fn port_desc_one(state: Shared, Path((dpid, number)): Path<(String, String)>) -> Answer {
+    let wanted = port_number(&number)?;
+    ports(&state, &dpid, |port| port.port_no == wanted || wanted == PortNo::ANY)
+}
+
+fn ports(state: &Shared, dpid: &str, wanted: impl Fn(&ofp::Port) -> bool) -> Answer {
+    let entry = connected(state, dpid)?;
     let view = |p: &ofp::Port| {
         json!({
             "port_no": ryu::port(p.port_no), "hw_addr": p.hw_addr.to_string(), "name": p.name.to_string(),
@@ -192,7 +210,7 @@ async fn port_desc(state: Shared, Path(dpid): Path<String>) -> Answer {
             "max_speed": p.max_speed_kbps,
         })
     };
-    Ok(of(&entry, entry.status().ports.values().map(view).collect()))
+    Ok(of(&entry, entry.status().ports.values().filter(|port| wanted(port)).map(view).collect()))
 }
 
 async fn group(state: Shared, dpid: String, id: Option<u32>) -> Answer {
@@ -212,7 +230,15 @@ async fn group(state: Shared, dpid: String, id: Option<u32>) -> Answer {
 }
 
 async fn group_desc(state: Shared, Path(dpid): Path<String>) -> Answer {
-    let entry = connected(&state, &dpid)?;
+    groups(&state, &dpid, None).await
+}
+
+async fn group_desc_one(state: Shared, Path((dpid, id)): Path<(String, u32)>) -> Answer {
+    groups(&state, &dpid, Some(id)).await
+}
+
+async fn groups(state: &Shared, dpid: &str, id: Option<u32>) -> Answer {
+    let entry = connected(state, dpid)?;
     let MultipartReply::GroupDesc(list) = ask(&entry, MultipartRequest::GroupDesc).await? else {
         return Err(strange(&entry));
     };
@@ -224,7 +250,8 @@ async fn group_desc(state: Shared, Path(dpid): Path<String>) -> Answer {
         let buckets: Vec<_> = g.buckets.iter().map(bucket).collect();
         json!({"type": ryu::group_type(g.kind), "group_id": g.group_id, "buckets": buckets})
     };
-    Ok(of(&entry, list.iter().map(view).collect()))
+    let wanted = |group: &&ofp::GroupDesc| id.is_none_or(|id| group.group_id == id);
+    Ok(of(&entry, list.iter().filter(wanted).map(view).collect()))
 }
 
 async fn meter(state: Shared, dpid: String, id: Option<u32>) -> Answer {
@@ -253,17 +280,15 @@ async fn meter_config(state: Shared, dpid: String, id: Option<u32>) -> Answer {
     Ok(of(&entry, list.iter().map(view).collect()))
 }
 
+const ROLES: [(&str, Role); 4] =
+    [("NOCHANGE", Role::NoChange), ("EQUAL", Role::Equal), ("MASTER", Role::Master), ("SLAVE", Role::Slave)];
+
 async fn role(state: Shared, Path(dpid): Path<String>) -> Answer {
     let entry = connected(&state, &dpid)?;
     let question = RoleMessage { role: Role::NoChange, generation_id: 0 };
     match entry.ask(vec![Body::RoleRequest(question)]).await {
         Ok(Some(Body::RoleReply(answer))) => {
-            let role = match answer.role {
-                Role::NoChange => "NOCHANGE",
-                Role::Equal => "EQUAL",
-                Role::Master => "MASTER",
-                Role::Slave => "SLAVE",
-            };
+            let role = ROLES.iter().find(|(_, role)| *role == answer.role).map(|(name, _)| name);
             Ok(of(&entry, json!([{"role": role, "generation_id": answer.generation_id}])))
         }
         Ok(_) => Err(strange(&entry)),
@@ -271,13 +296,45 @@ async fn role(state: Shared, Path(dpid): Path<String>) -> Answer {
     }
 }
 
-/// Tells the switch, waits until it has done it, and says nothing, as Ryu does.
-async fn tell(state: &Shared, dpid: &str, body: Body) -> Result<Response, ApiError> {
-    let entry = connected(state, dpid)?;
-    match entry.ask(vec![body]).await {
-        Ok(_) => Ok(StatusCode::OK.into_response()),
-        Err(error) => Err(ask_error(entry.dpid, error)),
+async fn set_role(
+    state: Shared,
+    Extension(who): Who,
+    JsonBody(body): JsonBody,
+) -> Result<Response, ApiError> {
+    let mut input = Input::new(body.clone());
+    let dpid = input.dpid();
+    let role = input.one_of("role", &ROLES, Role::Equal);
+    input.finish("the role cannot be read")?;
+    if state.options().priority.is_some() {
+        let problem = Problem::conflict(format!("the role at switch {dpid} cannot be set"));
+        let detail = "the controllers of the switch settle it among themselves, by --priority";
+        return Err(problem.detail(detail).into());
     }
+    let request = RoleMessage { role, generation_id: 0 };
+    tell(&state, &who, &dpid, Body::RoleRequest(request), ("set", "role"), body).await
+}
+
+/// Bytes of a body that the audit log keeps.
+const NOTED_BYTES_MAX: usize = 16 << 10;
+
+/// Tells the switch, waits until it has done it, notes who wanted it, and says nothing, as Ryu does.
+async fn tell(
+    state: &Shared,
+    who: &Identity,
+    dpid: &str,
+    message: Body,
+    what: (&str, &str),
+    body: Value,
+) -> Result<Response, ApiError> {
+    let entry = connected(state, dpid)?;
+    entry.ask(vec![message]).await.map_err(|error| ask_error(entry.dpid, error))?;
+    let length = body.to_string().len();
+    let noted = if length > NOTED_BYTES_MAX { json!(format!("{length} bytes")) } else { body };
+    state.note(who, entry.dpid, what, noted).await.map_err(|error| {
+        let title = format!("switch {dpid} has done it, but the audit log cannot be written");
+        Problem::internal(title).detail(error.to_string())
+    })?;
+    Ok(StatusCode::OK.into_response())
 }
 
 fn unknown(command: &str) -> ApiError {
@@ -286,6 +343,7 @@ fn unknown(command: &str) -> ApiError {
 
 async fn flow_entry(
     state: Shared,
+    Extension(who): Who,
     Path(command): Path<String>,
     JsonBody(body): JsonBody,
 ) -> Result<Response, ApiError> {
@@ -297,34 +355,35 @@ async fn flow_entry(
         "delete_strict" => FlowModCommand::DeleteStrict,
         _ => return Err(unknown(&command)),
     };
-    let mut input = Input::new(body);
+    let mut input = Input::new(body.clone());
     let dpid = input.dpid();
     let flow_mod = FlowMod {
         cookie: input.number("cookie", 0),
         cookie_mask: input.number("cookie_mask", 0),
-        table_id: input.number("table_id", 0),
+        table_id: input.reserved("table_id", TABLES, 0),
         idle_timeout: input.number("idle_timeout", 0),
         hard_timeout: input.number("hard_timeout", 0),
         priority: input.number("priority", 0),
-        buffer_id: input.number("buffer_id", ofp::NO_BUFFER),
+        buffer_id: input.reserved("buffer_id", BUFFERS, ofp::NO_BUFFER),
         out_port: PortNo(input.port("out_port", PortNo::ANY.0)),
-        out_group: input.number("out_group", ofp::group::ANY),
+        out_group: input.reserved("out_group", GROUPS, ofp::group::ANY),
         flags: FlowModFlags(input.number("flags", 0)),
         matching: input.matching(),
         instructions: input.instructions(),
         ..FlowMod::new(kind)
     };
     input.finish("the flow entry cannot be read")?;
-    tell(&state, &dpid, Body::FlowMod(flow_mod)).await
+    tell(&state, &who, &dpid, Body::FlowMod(flow_mod), (&command, "flowentry"), body).await
 }
 
-async fn clear(state: Shared, Path(dpid): Path<String>) -> Result<Response, ApiError> {
+async fn clear(state: Shared, Extension(who): Who, Path(dpid): Path<String>) -> Result<Response, ApiError> {
     let everything = FlowMod { table_id: ofp::TABLE_ALL, ..FlowMod::new(FlowModCommand::Delete) };
-    tell(&state, &dpid, Body::FlowMod(everything)).await
+    tell(&state, &who, &dpid, Body::FlowMod(everything), ("clear", "flowentry"), Value::Null).await
 }
 
 async fn group_entry(
     state: Shared,
+    Extension(who): Who,
     Path(command): Path<String>,
     JsonBody(body): JsonBody,
 ) -> Result<Response, ApiError> {
@@ -334,15 +393,16 @@ async fn group_entry(
         "delete" => GroupModCommand::Delete,
         _ => return Err(unknown(&command)),
     };
-    let mut input = Input::new(body);
+    let mut input = Input::new(body.clone());
     let dpid = input.dpid();
     let group_mod = input.group_mod(kind);
     input.finish("the group cannot be read")?;
-    tell(&state, &dpid, Body::GroupMod(group_mod)).await
+    tell(&state, &who, &dpid, Body::GroupMod(group_mod), (&command, "groupentry"), body).await
 }
 
 async fn meter_entry(
     state: Shared,
+    Extension(who): Who,
     Path(command): Path<String>,
     JsonBody(body): JsonBody,
 ) -> Result<Response, ApiError> {
@@ -352,9 +412,9 @@ async fn meter_entry(
         "delete" => MeterModCommand::Delete,
         _ => return Err(unknown(&command)),
     };
-    let mut input = Input::new(body);
+    let mut input = Input::new(body.clone());
     let dpid = input.dpid();
     let meter_mod = input.meter_mod(kind);
     input.finish("the meter cannot be read")?;
-    tell(&state, &dpid, Body::MeterMod(meter_mod)).await
+    tell(&state, &who, &dpid, Body::MeterMod(meter_mod), (&command, "meterentry"), body).await
 }
