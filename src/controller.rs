@@ -31,6 +31,14 @@ enum Verb {
         #[command(subcommand)]
         verb: TokenVerb,
     },
+    /// Show who changed what, the latest first
+    Audit {
+        /// How many changes at most
+        #[arg(long, value_name = "COUNT", default_value = "50")]
+        limit: u64,
+        #[command(flatten)]
+        look: Look,
+    },
     /// Print everything that is wanted, as `apply` takes it
     Export {
         #[command(flatten)]
@@ -175,6 +183,15 @@ fn apply(args: &Apply) -> anyhow::Result<()> {
     Ok(())
 }
 
+fn audit(records: &Value) {
+    let rows = records.as_array().into_iter().flatten().map(|record| {
+        let time = output::time(record["time_ms"].as_u64().unwrap_or_default() / 1000);
+        let what = ["action", "kind", "name"].map(|key| output::text(&record[key])).join(" ");
+        [time, output::text(&record["who"]), output::text(&record["from"]), what]
+    });
+    output::table(["TIME", "WHO", "FROM", "WHAT"], rows);
+}
+
 fn token(verb: TokenVerb) -> anyhow::Result<()> {
     const TOKENS: &str = "/v1/tokens";
     match verb {
@@ -225,6 +242,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         }
         Verb::Apply(args) => apply(&args),
         Verb::Token { verb } => token(verb),
+        Verb::Audit { limit, look: Look { at, output } } => {
+            let answer = at.request(Method::GET, &format!("/v1/audit?limit={limit}"), None)?;
+            output.print(&answer["records"], audit)
+        }
         Verb::Export { at, output } => {
             let document = at.request(Method::GET, "/v1/document", None)?;
             output.print(&document, output::json)

@@ -18,6 +18,7 @@ mod port;
 mod remote;
 mod settings;
 mod switch;
+mod tenant;
 mod tier;
 mod topology;
 mod trace;
@@ -67,6 +68,8 @@ enum Noun {
     Net(net::Args),
     /// ACLs (security groups) of the controller
     Acl(acl::Args),
+    /// Tenants of the controller, and the ports that are given to them
+    Tenant(tenant::Args),
     /// The controller's switches and what connects them
     Topology(controller::Look),
     /// Print completions for a shell, to be read by it
@@ -93,6 +96,7 @@ fn main() -> ExitCode {
         Noun::Capture(args) => capture::run(args),
         Noun::Net(args) => net::run(args),
         Noun::Acl(args) => acl::run(args),
+        Noun::Tenant(args) => tenant::run(args),
         Noun::Topology(args) => topology::run(&args),
         Noun::Completions { shell } => {
             let mut script = Vec::new();

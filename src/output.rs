@@ -80,11 +80,14 @@ pub fn json(value: &Value) {
 
 /// Prints rows under `headings`.
 pub fn table<const N: usize>(headings: [&str; N], rows: impl IntoIterator<Item = [String; N]>) {
+    line(of_rows(rows).set_header(headings));
+}
+
+fn of_rows<const N: usize>(rows: impl IntoIterator<Item = [String; N]>) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
-    table.set_header(headings);
     table.add_rows(rows);
-    line(table);
+    table
 }
 
 /// Prints an object as a line for each key that has something to say.
@@ -93,7 +96,7 @@ pub fn fields(object: &Value) {
         let shown = if key.ends_with("_bytes") { bytes(value) } else { text(value) };
         (!shown.is_empty()).then(|| [key.trim_end_matches("_bytes").replace('_', " "), shown])
     });
-    table(["", ""], rows);
+    line(of_rows(rows));
 }
 
 /// A value as a cell of a table: texts without quotes, `{"kind": value}` as `kind value`, lists with commas, nothing for
@@ -113,6 +116,25 @@ pub fn text(value: &Value) -> String {
 /// A number of bytes as a cell of a table.
 pub fn bytes(value: &Value) -> String {
     value.as_u64().map_or_else(|| text(value), about_size)
+}
+
+/// Seconds since 1970 as RFC 3339 writes them, in UTC.
+pub fn time(seconds: u64) -> String {
+    let (mut days, rest) = (seconds / 86_400, seconds % 86_400);
+    let leap = |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
+    let (mut year, mut month) = (1970, 1);
+    while days >= 365 + u64::from(leap(year)) {
+        days -= 365 + u64::from(leap(year));
+        year += 1;
+    }
+    for length in [31, 28 + u64::from(leap(year)), 31, 30, 31, 30, 31, 31, 30, 31, 30, 31] {
+        if days < length {
+            break;
+        }
+        (days, month) = (days - length, month + 1);
+    }
+    let (hours, minutes, seconds) = (rest / 3600, rest / 60 % 60, rest % 60);
+    format!("{year:04}-{month:02}-{:02}T{hours:02}:{minutes:02}:{seconds:02}Z", days + 1)
 }
 
 /// What a shell shows of a program that SIGPIPE ended.
@@ -146,4 +168,23 @@ pub fn exit(result: anyhow::Result<()>) -> ExitCode {
     eprintln!("sluice: {error:#}");
     let invalid = error.downcast_ref::<Refusal>().is_some_and(Refusal::invalid) || error.is::<BadInput>();
     ExitCode::from(if invalid { 2 } else { 1 })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::time;
+
+    #[test]
+    fn times_as_date_prints_them() {
+        for (seconds, text) in [
+            (0, "1970-01-01T00:00:00Z"),
+            (951_782_399, "2000-02-28T23:59:59Z"),
+            (951_782_400, "2000-02-29T00:00:00Z"),
+            (1_735_689_599, "2024-12-31T23:59:59Z"),
+            (1_795_288_880, "2026-11-21T19:21:20Z"),
+            (4_107_542_400, "2100-03-01T00:00:00Z"),
+        ] {
+            assert_eq!(time(seconds), text);
+        }
+    }
 }

@@ -27,6 +27,13 @@ enum Verb {
     Check(Box<Flags>),
     /// List the switches of the controller
     List(Look),
+    /// Show a switch of the controller and its ports
+    Show {
+        /// The switch
+        dpid: String,
+        #[command(flatten)]
+        look: Look,
+    },
 }
 
 /// Each flag may also stand in the TOML file, with `_` for `-`.
@@ -174,6 +181,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             Ok(vswitch::daemon::run(config)?)
         }
         Verb::List(args) => topology::switches(&args),
+        Verb::Show { dpid, look } => topology::switch(&dpid, &look),
         Verb::Check(flags) => {
             let config = flags.resolve()?;
             output::line(format_args!("the configuration is good: {config:?}"));

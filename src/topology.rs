@@ -1,8 +1,9 @@
-//! `sluice topology` and `sluice switch list`: the controller's switches and what connects them.
+//! `sluice topology`, `sluice switch list` and `sluice switch show`: the controller's switches and what connects them.
 
 use hyper::Method;
 use serde_json::{Value, json};
 
+use crate::client;
 use crate::controller::Look;
 use crate::output;
 
@@ -56,5 +57,43 @@ pub fn switches(look: &Look) -> anyhow::Result<()> {
             ]
         });
         output::table(["DPID", "STATE", "ADDRESS", "SOFTWARE", "PORTS", "FLOWS", "METERS"], rows);
+    })
+}
+
+/// Runs `sluice switch show`.
+pub fn switch(dpid: &str, look: &Look) -> anyhow::Result<()> {
+    let of = |what: &str| format!("{}/{what}", client::path("/v1/switches", dpid));
+    let ports = look.at.request(Method::GET, &of("ports"), None)?;
+    let stats = look.at.request(Method::GET, &of("port-stats"), None)?;
+    let switches = look.at.request(Method::GET, "/v1/switches", None)?;
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    let mut switch = list(&switches["switches"])
+        .into_iter()
+        .find(|switch| switch["dpid"] == ports["dpid"])
+        .unwrap_or_else(|| json!({"dpid": ports["dpid"], "connected": false}));
+    switch["port_list"] = ports["ports"].clone();
+    let counters = list(&stats["ports"]);
+    for port in switch["port_list"].as_array_mut().into_iter().flatten() {
+        let of_it = counters.iter().find(|counters| counters["name"] == port["name"]);
+        port["counters"] = of_it.cloned().unwrap_or_default();
+    }
+    look.output.print(&switch, |switch| {
+        let mut plain = switch.clone();
+        plain.as_object_mut().map(|fields| fields.remove("port_list"));
+        if let Some(since) = switch["since"].as_u64() {
+            plain["since"] = json!(output::time(since));
+        }
+        output::fields(&plain);
+        let rows = list(&switch["port_list"]).into_iter().map(|port| {
+            let link = match (port["shut"].as_str(), port["up"] == json!(true)) {
+                (Some(why), _) => format!("shut: {why}"),
+                (None, true) => "up".to_owned(),
+                (None, false) => "down".to_owned(),
+            };
+            let packets = |way: &str| output::text(&port["counters"][format!("{way}_packets")]);
+            let text = |key: &str| output::text(&port[key]);
+            [text("port"), text("name"), text("hw_addr"), link, packets("rx"), packets("tx")]
+        });
+        output::table(["PORT", "NAME", "ADDRESS", "LINK", "IN", "OUT"], rows);
     })
 }
