@@ -2,7 +2,7 @@
 
 use serde_json::json;
 use tests::browser::Browser;
-use tests::fabric::{Fabric, Make, PATIENCE, REST};
+use tests::fabric::{Fabric, Make, PATIENCE, REST, reaches};
 use tests::{binary, holds_within};
 use xtask::lab::netns::Namespace;
 use xtask::lab::process::{Lifetime, Process, output};
@@ -46,6 +46,12 @@ fn a_network_is_made_and_a_port_attached_with_the_difference_shown_first() {
     browser.evaluate("document.querySelector('#confirm').click()");
     browser.until("document.querySelector('#outcome').textContent.includes('web1: applied')");
 
+    // A number of 64 bits is shown with all its digits.
+    let far = json!({"network": "red", "dpid": "0xffffffffffffffff", "port": 1});
+    assert_eq!(fabric.put("/v1/attachments/far", &far).0, 202);
+    browser.evaluate("location.hash = '#networks'");
+    browser.until(&format!("{}.includes('18446744073709551615')", rows("attachment-list")));
+
     // What was made is shown, entries can be searched, and a wrong wish is answered in words.
     browser.evaluate("location.hash = '#networks'");
     browser.until(&format!("{}.includes('web1')", rows("attachment-list")));
@@ -54,6 +60,24 @@ fn a_network_is_made_and_a_port_attached_with_the_difference_shown_first() {
     browser.evaluate("document.querySelector('#flow-search').value = 'table=4 controller'");
     browser.evaluate("document.querySelector('#flow-search').dispatchEvent(new Event('input'))");
     browser.until("document.querySelector('#flow-count').textContent.startsWith('1 of ')");
+    // What hosts do: addresses, hits of ACLs, rates of ports.
+    let hosts = [1, 2].map(|n| fabric.add_host(1, n));
+    let ping = json!({"rules": [{"direction": "egress", "action": "allow", "protocol": "icmp"}]});
+    assert_eq!(fabric.put("/v1/acls/ping", &ping).0, 200);
+    for (port, acls) in [(1, vec!["ping"]), (2, vec![])] {
+        let host = json!({"network": "red", "dpid": 1, "port": port, "acls": acls});
+        fabric.apply(&format!("/v1/attachments/host{port}"), &host);
+    }
+    assert!(reaches(&hosts[0], &hosts[1]));
+    for (view, table, seen) in [
+        ("addresses", "address-list", r"/02:00:0a:00:00:01\tred\t10\t1\th1/"),
+        ("acls", "acl-list", r"/ping\tegress\tprotocol icmp\tallow\t[1-9]/"),
+        ("topology", "ports", r"/1\t1\th1\tup\t\d+\t\d+\t[1-9]/"),
+    ] {
+        browser.evaluate(&format!("location.hash = '#{view}'"));
+        browser.until(&format!("document.body.dataset.view === '{view}'"));
+        browser.until(&format!("{seen}.test({})", rows(table)));
+    }
     browser.evaluate("location.hash = '#new'");
     browser.until("document.body.dataset.view === 'new'");
     browser.evaluate("document.querySelector('#network-form [name=vlan]').value = '5000'");
@@ -62,7 +86,7 @@ fn a_network_is_made_and_a_port_attached_with_the_difference_shown_first() {
 
     // On a small screen nothing sticks out sideways.
     browser.resize(360, 640);
-    for view in ["topology", "networks", "flows", "new"] {
+    for view in ["topology", "networks", "flows", "acls", "addresses", "new", "log"] {
         browser.evaluate(&format!("location.hash = '#{view}'"));
         browser.until(&format!("document.body.dataset.view === '{view}'"));
         browser.until("document.documentElement.scrollWidth <= window.innerWidth");

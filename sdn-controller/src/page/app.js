@@ -10,13 +10,17 @@ function send(path, options = {}) {
   return fetch(path.slice(1), { ...options, headers });
 }
 
+// Numbers of switches and cookies may have 64 bits: those that would lose some stay the digits that they came as.
+const read = (text) => JSON.parse(text, (key, value, context) =>
+  (typeof value === "number" && context?.source && Math.abs(value) > Number.MAX_SAFE_INTEGER ? context.source : value));
+
 async function ask(path, options) {
   const answer = await send(path, options);
   if (answer.status === 401) {
     $("login").hidden = false;
     if (!$("login").contains(document.activeElement)) $("login").elements.token.focus();
   }
-  const body = await answer.json().catch(() => ({}));
+  const body = await answer.text().then(read).catch(() => ({}));
   if (!answer.ok) {
     const errors = (body.errors || []).map((e) => `${e.field} ${e.value}: ${e.detail}; ${e.remedy}`);
     throw new Error([body.title, body.detail, ...errors].filter(Boolean).join("\n") || `HTTP ${answer.status}`);
