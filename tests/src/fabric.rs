@@ -95,8 +95,7 @@ impl Sluice {
 
     fn port(&self, words: &[&str]) {
         let mut command = Command::new(binary::sluice());
-        command.args(["port", "add", name, "--af-packet", name, "--ofport", &number.to_string()]);
-        output(command.env("SLUICE_RUN_DIR", &self.directory)).unwrap();
+        output(command.arg("port").args(words).env("SLUICE_RUN_DIR", &self.directory)).unwrap();
     }
 }
 
@@ -220,6 +219,7 @@ impl Fabric {
             Switches::Sluice { daemons, .. } => daemons[&dpid].add_port(&port, n.into()),
         }
     }
+
     /// Adds the port `vN` with the number N for a guest to a switch; its socket. Switches of ours only.
     ///
     /// # Panics
@@ -241,7 +241,6 @@ impl Fabric {
             Switches::Sluice { daemons, .. } => daemons[&dpid].port(&["delete", name]),
         }
     }
-
 
     /// Kills (SIGKILL) the daemon of the switch and starts it again: its flow entries are gone. The bridges of Open
     /// vSwitch have one daemon.
@@ -408,6 +407,14 @@ impl Fabric {
         let (status, answer) = self.put("/v1/document", document);
         assert_eq!(status, 200, "{answer:#}");
         self.settled(2);
+        self.in_force();
+    }
+
+    /// Waits until what the switches have been told holds for every packet.
+    ///
+    /// # Panics
+    /// A switch does not answer.
+    pub fn in_force(&self) {
         if let Switches::Ovs(ovs) = &self.switches {
             // A barrier is answered before the cache of the datapath forgets what was.
             ovs.appctl(&["revalidator/wait"]).unwrap();
