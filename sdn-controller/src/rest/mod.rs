@@ -148,7 +148,8 @@ async fn permit(request: Request, next: Next) -> Response {
     }
     let (method, path) = (request.method(), request.uri().path());
     let Some(who) = request.extensions().get::<Identity>() else {
-        let problem = Problem::new(StatusCode::UNAUTHORIZED, format!("who wants to {method} {path}?"));
+        let problem =
+            Problem::new(StatusCode::UNAUTHORIZED, format!("{method} {path}: it is not known who asks"));
         return refuse(problem.detail("give `Authorization: Bearer` and a token, or show a certificate"));
     };
     let Err(denied) = rule.admits(who) else { return next.run(request).await };
