@@ -297,4 +297,4 @@ $("login").addEventListener("submit", (event) => {
 
 refresh();
 listen();
-setInterval(() => { if (!document.hidden && ["topology", "acls"].includes(document.body.dataset.view)) refresh(); }, 2000);
+setInterval(() => { if (!document.hidden && ["topology", "acls", "addresses"].includes(document.body.dataset.view)) refresh(); }, 2000);
