@@ -5,10 +5,12 @@
 
 pub mod blk_load;
 pub mod controller;
+pub mod distance;
 pub mod fleet;
 pub mod frames;
 pub mod net_load;
 pub mod ovs;
+pub mod pairs;
 pub mod qsd;
 pub mod rounds;
 pub mod sluice;
@@ -18,7 +20,7 @@ pub mod volumes;
 
 use std::path::PathBuf;
 
-use anyhow::{bail, ensure};
+use anyhow::{Context as _, bail, ensure};
 use nix::errno::Errno;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
@@ -41,6 +43,13 @@ pub fn need(name: &str, package: &str) -> anyhow::Result<()> {
     let found = paths::find_program(name).is_some();
     ensure!(found, "{name} is not installed; on Debian or Ubuntu: apt-get install {package}");
     Ok(())
+}
+
+/// Binds the calling thread to one processor.
+pub(crate) fn pin_self(core: usize) -> anyhow::Result<()> {
+    let mut set = CpuSet::new();
+    set.set(core)?;
+    sched_setaffinity(Pid::from_raw(0), &set).with_context(|| format!("binding a thread to processor {core}"))
 }
 
 /// Binds all threads of a process, and those they will make, to one processor.

@@ -57,6 +57,7 @@ impl OvsDpdk {
     /// # Errors
     /// When client or switch do not answer.
     pub fn measure(&self, client: &mut Testpmd, seconds: f64) -> anyhow::Result<Figures> {
+        client.load()?;
         let mut cycles = Err(anyhow::anyhow!("the window has not begun"));
         let mut begun = false;
         let window = client.measure(seconds, || {
@@ -68,7 +69,7 @@ impl OvsDpdk {
             begun = true;
             Ok(())
         })?;
-        Ok(Figures { mpps: window.mpps(), cycles: cycles? })
+        Ok(Figures { mpps: window.mpps(), cycles: cycles?, distance: window.distance })
     }
 
     /// Forgets the polling thread's figures.

@@ -6,9 +6,17 @@ use std::time::Duration;
 use anyhow::Context as _;
 use xtask::lab::{Daemon, Lifetime, Site, wait_for};
 
+use crate::distance::Distance;
 use crate::ovs::set_flows;
 use crate::testpmd::Testpmd;
 use crate::{SERVER_CORE, pin};
+
+const HITS: &str = "sluice_switch_flow_cache_hits_total";
+const MISSES: &str = "sluice_switch_flow_cache_misses_total";
+/// Misses for each hit of a warm flow cache.
+const MISSES_MAX: f64 = 1e-3;
+/// How long a million flows may take, the growth of the cache included.
+const CACHED_LIMIT: Duration = Duration::from_secs(60);
 
 /// What a switch did in one window.
 #[derive(Clone, Copy, Debug)]
@@ -17,6 +25,8 @@ pub struct Figures {
     pub mpps: f64,
     /// Cycles of the processor's time stamp counter that the switch was busy, for each frame that went in.
     pub cycles: f64,
+    /// How far client and switch were from each other; `None` if that changed meanwhile.
+    pub distance: Option<Distance>,
 }
 
 /// A running switch with ports from 1 on, all of it on one processor.
@@ -78,6 +88,8 @@ impl Sluice {
     /// # Errors
     /// When client or switch do not answer.
     pub fn measure(&self, client: &mut Testpmd, seconds: f64) -> anyhow::Result<Figures> {
+        client.load()?;
+        self.wait_until_cached()?;
         let mut at = Vec::new();
         let window = client.measure(seconds, || {
             at.push((self.busy_seconds()?, self.packets("rx")?));
@@ -88,7 +100,20 @@ impl Sluice {
         };
         let packets = (packets - packets_before).max(1.0);
         let cycles = (busy - busy_before) * cycles_per_second() / packets;
-        Ok(Figures { mpps: window.mpps(), cycles })
+        Ok(Figures { mpps: window.mpps(), cycles, distance: window.distance })
+    }
+
+    /// Waits until the flow cache has seen every flow: a miss costs a hundred times what a hit does.
+    fn wait_until_cached(&self) -> anyhow::Result<()> {
+        let decided = || anyhow::Ok((self.sum(MISSES, &[])?, self.sum(HITS, &[])?));
+        let mut before = decided()?;
+        wait_for("flows in the flow cache", CACHED_LIMIT, || {
+            std::thread::sleep(Duration::from_secs(1));
+            let now = decided()?;
+            let (misses, hits) = (now.0 - before.0, now.1 - before.1);
+            before = now;
+            Ok((misses <= MISSES_MAX * hits).then_some(()))
+        })
     }
 
     /// Time the worker spent with work since it started.

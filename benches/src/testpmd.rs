@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 
 use crate::CLIENT_CORE;
+use crate::distance::Distance;
 
 /// Frames in flight in each direction, in bursts of 32.
 const BURSTS_IN_FLIGHT: u32 = 8;
@@ -54,6 +55,8 @@ pub struct Window {
     pub frames: u64,
     /// Length of the window.
     pub seconds: f64,
+    /// How far client and switch were from each other; `None` if that changed meanwhile.
+    pub distance: Option<Distance>,
 }
 
 impl Window {
@@ -136,8 +139,20 @@ impl Testpmd {
         Ok(testpmd)
     }
 
-    /// Loads the switch with frames that circulate between the two ports; calls `at` at the start and at the end of a
-    /// window of `seconds` seconds.
+    /// Loads the switch from now on, and waits until that is warm.
+    ///
+    /// # Errors
+    /// When testpmd does not answer.
+    pub fn load(&mut self) -> anyhow::Result<()> {
+        match self.kind {
+            Loop::Closed => self.command(&format!("start tx_first {BURSTS_IN_FLIGHT}"))?,
+            Loop::Open => self.command("start")?,
+        };
+        thread::sleep(self.warm_up);
+        Ok(())
+    }
+
+    /// Measures the load for `seconds` seconds, then ends it; calls `at` at the start and at the end.
     ///
     /// # Errors
     /// When testpmd does not answer, or `at` fails.
@@ -146,11 +161,7 @@ impl Testpmd {
         seconds: f64,
         mut at: impl FnMut() -> anyhow::Result<()>,
     ) -> anyhow::Result<Window> {
-        match self.kind {
-            Loop::Closed => self.command(&format!("start tx_first {BURSTS_IN_FLIGHT}"))?,
-            Loop::Open => self.command("start")?,
-        };
-        thread::sleep(self.warm_up);
+        let before = Distance::now()?;
         self.command("clear port stats all")?;
         let start = Instant::now();
         at()?;
@@ -158,6 +169,7 @@ impl Testpmd {
         at()?;
         let seconds = start.elapsed().as_secs_f64();
         let stats = self.command("show port stats all")?;
+        let distance = Some(before).filter(|before| Distance::now().is_ok_and(|after| after == *before));
         self.command("stop")?;
         let received = stats.split("RX-packets:").skip(1);
         let received = received.filter_map(|text| text.split_whitespace().next()?.parse::<u64>().ok());
@@ -165,7 +177,7 @@ impl Testpmd {
             Loop::Closed => received.sum(),
             Loop::Open => received.skip(SECOND_FRONTEND).take(1).sum(),
         };
-        Ok(Window { frames, seconds })
+        Ok(Window { frames, seconds, distance })
     }
 
     fn command(&mut self, text: &str) -> anyhow::Result<String> {

@@ -7,8 +7,9 @@ use std::time::Duration;
 use anyhow::Context as _;
 use benches::frames::{self, Udp, exact_rule, flow, shuffled};
 use benches::ovs::OvsDpdk;
-use benches::rounds::{self, Comparison};
-use benches::sluice::{Figures, Sluice};
+use benches::pairs::Pairs;
+use benches::rounds;
+use benches::sluice::Sluice;
 use benches::testpmd::Testpmd;
 use benches::usage::Usage;
 use clap::Parser;
@@ -17,7 +18,7 @@ use xtask::lab::hugepages::Hugepages;
 /// Many rules, many flows: one worker on core 0, dpdk-testpmd on core 1 replays frames of 64 bytes.
 #[derive(Parser)]
 struct Options {
-    /// Rounds; each measures the peer, then Sluice
+    /// Rounds with the processors at the same distance; each measures the peer, then Sluice
     #[arg(long, default_value_t = 3)]
     rounds: u32,
     /// Length of one measurement in seconds
@@ -143,34 +144,34 @@ fn main() -> anyhow::Result<()> {
     let mut figures = Vec::new();
     let mut notes = Vec::new();
     for scenario in SCENARIOS.iter().filter(|scenario| scenario.name.contains(&options.only)) {
-        let mut mpps = Comparison::new(format!("{}: Mpps", scenario.name), true);
-        let mut cycles = Comparison::new(format!("{}: busy cycles/packet", scenario.name), false);
+        let mut pairs = Pairs::new(scenario.name, options.rounds);
         let file = dir.path().join("frames.pcap");
         frames::write_pcap(&file, shuffled(scenario.flows).map(|number| (scenario.frame)(number).frame()))?;
         let rules = (scenario.rules)();
-        for round in 1..=options.rounds {
-            rounds::progress(scenario.name, round, options.rounds);
-            if scenario.peer && !options.alone {
+        let mut resident = None;
+        while pairs.begin_round() {
+            let peer = if scenario.peer && !options.alone {
                 let ovs = OvsDpdk::start(2)?;
                 ovs.set_flows(&rules)?;
                 let mut client = client([&ovs.socket(1), &ovs.socket(2)], &file, scenario)?;
-                let peer = ovs.measure(&mut client, options.seconds).context("Open vSwitch")?;
-                push(&mut mpps.peer, &mut cycles.peer, peer);
-            }
+                Some(ovs.measure(&mut client, options.seconds).context("Open vSwitch")?)
+            } else {
+                None
+            };
             let mut sluice = Sluice::start(&program, &dir.path().join("site"), 2)?;
             let id = sluice.process_id();
             let before = Usage::of(id)?.resident_kib;
             sluice.set_flows(&rules)?;
             let added = Usage::of(id)?.resident_kib.saturating_sub(before) as f64 * 1024.0;
-            if rules.len() > 1000 && round == 1 {
-                let bytes = added / rules.len() as f64;
-                notes.push(format!("{}: {bytes:.0} bytes resident a rule", scenario.name));
-            }
+            resident.get_or_insert(added / rules.len() as f64);
             let mut client = client([&sluice.socket(1), &sluice.socket(2)], &file, scenario)?;
             let ours = sluice.measure(&mut client, options.seconds).context("sluice switch")?;
-            push(&mut mpps.ours, &mut cycles.ours, ours);
+            pairs.push(peer, ours);
         }
-        figures.extend([mpps, cycles]);
+        if let Some(bytes) = resident.filter(|_| rules.len() > 1000) {
+            notes.push(format!("{}: {bytes:.0} bytes resident a rule", scenario.name));
+        }
+        figures.extend(pairs.figures());
     }
     println!("{}", rounds::table("scenario, 64 B", "Open vSwitch-DPDK", &figures));
     notes.iter().for_each(|note| println!("{note}"));
@@ -186,9 +187,4 @@ fn client(sockets: [&Path; 2], file: &Path, scenario: &Scenario) -> anyhow::Resu
     let mut client = Testpmd::replay(sockets, file, &answers, scenario.flows as usize)?;
     client.warm_up = WARM_UP;
     Ok(client)
-}
-
-fn push(mpps: &mut Vec<f64>, cycles: &mut Vec<f64>, figures: Figures) {
-    mpps.push(figures.mpps);
-    cycles.push(figures.cycles);
 }

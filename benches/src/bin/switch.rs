@@ -5,7 +5,8 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use benches::ovs::OvsDpdk;
-use benches::rounds::{self, Comparison};
+use benches::pairs::Pairs;
+use benches::rounds;
 use benches::sluice::{Figures, Sluice};
 use benches::testpmd::Testpmd;
 use clap::Parser;
@@ -14,7 +15,7 @@ use xtask::lab::hugepages::Hugepages;
 /// Compare our switch with Open vSwitch-DPDK: one worker on core 0, dpdk-testpmd on core 1.
 #[derive(Parser)]
 struct Options {
-    /// Rounds; each measures the peer, then Sluice
+    /// Rounds with the processors at the same distance; each measures the peer, then Sluice
     #[arg(long, default_value_t = 3)]
     rounds: u32,
     /// Length of one measurement in seconds
@@ -52,19 +53,14 @@ fn main() -> anyhow::Result<()> {
     let dir = tempfile::tempdir()?;
     let mut figures = Vec::new();
     for scenario in SCENARIOS.iter().filter(|scenario| scenario.name.contains(&options.only)) {
-        let mut mpps = Comparison::new(format!("{}: Mpps", scenario.name), true);
-        let mut cycles = Comparison::new(format!("{}: busy cycles/packet", scenario.name), false);
-        for round in 1..=options.rounds {
-            rounds::progress(scenario.name, round, options.rounds);
+        let mut pairs = Pairs::new(scenario.name, options.rounds);
+        while pairs.begin_round() {
             let peer = measure_peer(scenario, options.seconds).context("Open vSwitch")?;
             let ours = measure_ours(&program, &dir.path().join("site"), scenario, options.seconds);
             let ours = ours.context("sluice switch")?;
-            mpps.peer.push(peer.mpps);
-            cycles.peer.push(peer.cycles);
-            mpps.ours.push(ours.mpps);
-            cycles.ours.push(ours.cycles);
+            pairs.push(Some(peer), ours);
         }
-        figures.extend([mpps, cycles]);
+        figures.extend(pairs.figures());
     }
     if options.json {
         println!("{}", serde_json::to_string_pretty(&figures)?);
