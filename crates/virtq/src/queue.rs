@@ -44,7 +44,7 @@ enum HeadState {
     /// Popped, not yet pushed.
     InFlight,
     /// Pushed, but an older one is not yet: only with IN_ORDER.
-    Waiting { written: u32 },
+    Waiting,
 }
 
 /// A chain that is one buffer.
@@ -89,7 +89,10 @@ pub struct Queue {
     /// Elements at the end of the used ring that share one entry, not written yet (IN_ORDER).
     run: Run,
     hint: RegionHint,
+    /// A byte each: a queue of 1024 fits into sixteen lines.
     heads: Box<[HeadState]>,
+    /// Bytes written for the heads that wait.
+    written: Box<[u32]>,
     /// Heads by avail index: what was taken at which place. The ring itself may change under us.
     taken: Box<[u16]>,
     leftover: Vec<u16>,
@@ -165,6 +168,7 @@ impl Queue {
             run: Run::default(),
             hint: RegionHint::default(),
             heads: vec![HeadState::Free; usize::from(size)].into_boxed_slice(),
+            written: vec![0; usize::from(size)].into_boxed_slice(),
             taken: vec![0; usize::from(size)].into_boxed_slice(),
             leftover: Vec::new(),
             inflight,
@@ -524,12 +528,13 @@ impl Queue {
     /// # Panics
     ///
     /// When the head is not in flight (a bug of the caller).
-    #[inline]
+    #[inline(always)]
     pub fn push_used(&mut self, head: u16, written: u32) {
         let state = &mut self.heads[usize::from(head)];
         assert!(*state == HeadState::InFlight, "descriptor {head} is not in flight");
         if self.in_order && self.taken[usize::from(self.oldest & self.mask)] != head {
-            *state = HeadState::Waiting { written };
+            *state = HeadState::Waiting;
+            self.written[usize::from(head)] = written;
             self.waiting += 1;
             return;
         }
@@ -545,10 +550,12 @@ impl Queue {
     fn push_waiting(&mut self) {
         while self.waiting > 0 {
             let head = self.taken[usize::from(self.oldest & self.mask)];
-            let HeadState::Waiting { written } = self.heads[usize::from(head)] else { break };
+            if self.heads[usize::from(head)] != HeadState::Waiting {
+                break;
+            }
             self.heads[usize::from(head)] = HeadState::Free;
             self.waiting -= 1;
-            self.push_next(head, written);
+            self.push_next(head, self.written[usize::from(head)]);
         }
     }
 
