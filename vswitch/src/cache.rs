@@ -23,6 +23,8 @@ use crate::tables::TableStats;
 
 const LINE_WORDS: usize = 8;
 const META_WORDS: usize = 3;
+/// Words of a key in the first line of an entry.
+const FIRST_WORDS: usize = LINE_WORDS - META_WORDS;
 const LISTED: u64 = 1 << 63;
 const PACKETS_SHIFT: u32 = 44;
 const PACKETS_MAX: u64 = (1 << (64 - PACKETS_SHIFT)) - 1;
@@ -53,6 +55,8 @@ struct Shape {
     words: [u8; WORDS],
     masks: [u64; WORDS],
     count: usize,
+    /// Words of a key in the cache: those, and zeros up to the end of its last line.
+    padded: usize,
     /// Lines of an entry.
     stride: usize,
     /// Number of sets minus 1.
@@ -61,21 +65,28 @@ struct Shape {
 
 impl Shape {
     fn new(mask: &FlowKey, lines: usize) -> Shape {
-        let mut shape = Shape { words: [0; WORDS], masks: [0; WORDS], count: 0, stride: 1, sets_mask: 0 };
+        let (words, masks) = ([0; WORDS], [0; WORDS]);
+        let mut shape = Shape { words, masks, count: 0, padded: 0, stride: 1, sets_mask: 0 };
         for (word, mask) in mask.words().iter().enumerate().filter(|(_, mask)| **mask != 0) {
             shape.words[shape.count] = word as u8;
             shape.masks[shape.count] = *mask;
             shape.count += 1;
         }
         shape.stride = (shape.count + META_WORDS).div_ceil(LINE_WORDS);
+        shape.padded = (shape.stride * LINE_WORDS - META_WORDS).min(WORDS);
         // The largest power of two that fits.
         shape.sets_mask = (1 << (lines / (shape.stride * WAYS)).ilog2()) - 1;
         shape
     }
 
-    /// Writes the words that make the key of an entry to the front of `to`; the others stay as they are.
+    /// Writes the words that make the key of an entry to the front of `to`, and the zeros behind them.
     #[inline]
     fn cut(&self, key: &FlowKey, to: &mut [u64; WORDS]) {
+        if self.padded > FIRST_WORDS {
+            *to = [0; WORDS];
+        } else {
+            to[..FIRST_WORDS].fill(0);
+        }
         let words = self.words.iter().zip(&self.masks).take(self.count);
         for (place, (word, mask)) in to.iter_mut().zip(words) {
             *place = key.words()[usize::from(*word) & (WORDS - 1)] & mask;
@@ -203,35 +214,47 @@ impl FlowCache {
     /// Asks for the first lines of a place, so that the lines of a batch are on their way together.
     #[inline]
     pub fn touch(&self, place: &Place) {
-        let first = place.sets[0] * WAYS * self.shape.stride;
-        prefetch(&self.lines[first]);
-        prefetch(&self.lines[first + self.shape.stride]);
+        for first_line in self.ways(place.sets[0]) {
+            prefetch(&self.lines[first_line]);
+        }
     }
 
-    /// The entries in which a key may be, in the order in which they are looked at.
-    const CANDIDATES: [(usize, usize); 2 * WAYS] = [(0, 0), (0, 1), (1, 0), (1, 1)];
-
+    /// The first lines of a set's entries.
     #[inline]
-    fn entry(place: &Place, (set, way): (usize, usize)) -> usize {
-        place.sets[set] * WAYS + way
+    fn ways(&self, set: usize) -> [usize; WAYS] {
+        let first = set * WAYS * self.shape.stride;
+        [first, first + self.shape.stride]
     }
 
     #[inline]
     fn holds(&self, first_line: usize, key: &[u64; WORDS]) -> bool {
         let line = &self.lines[first_line].0;
-        if (line[0] >> 32) as u32 != self.generation {
-            return false;
+        let differs = u64::from((line[0] >> 32) as u32 ^ self.generation);
+        // Word by word, and always all of them: a comparison of slices is a call.
+        let differs = (0..FIRST_WORDS).fold(differs, |all, i| all | (line[META_WORDS + i] ^ key[i]));
+        differs == 0 && (self.shape.stride == 1 || self.goes_on(first_line, key))
+    }
+
+    /// Whether the other lines of an entry hold the rest of a long key.
+    fn goes_on(&self, first_line: usize, key: &[u64; WORDS]) -> bool {
+        (FIRST_WORDS..self.shape.padded).all(|i| {
+            let word = i + META_WORDS;
+            self.lines[first_line + word / LINE_WORDS].0[word % LINE_WORDS] == key[i]
+        })
+    }
+
+    /// Where the entry for this place begins, if there is one.
+    #[inline]
+    fn find(&self, place: &Place) -> Option<usize> {
+        for set in place.sets {
+            let [first, second] = self.ways(set);
+            // Both are compared before anything is decided: which of them it is cannot be foreseen.
+            let (in_first, in_second) = (self.holds(first, &place.key), self.holds(second, &place.key));
+            if in_first | in_second {
+                return Some(if in_second { second } else { first });
+            }
         }
-        let count = self.shape.count;
-        let here = count.min(LINE_WORDS - META_WORDS);
-        // Word by word: a comparison of slices is a call.
-        let differs =
-            line[META_WORDS..META_WORDS + here].iter().zip(key).fold(0, |all, (a, b)| all | (a ^ b));
-        differs == 0
-            && (here..count).all(|i| {
-                let word = i + META_WORDS;
-                self.lines[first_line + word / LINE_WORDS].0[word % LINE_WORDS] == key[i]
-            })
+        None
     }
 
     /// The verdict for a packet of `bytes` bytes at this place, which is counted; `None` = not here.
@@ -250,31 +273,25 @@ impl FlowCache {
         now_ms: u64,
         stats: &TableStats,
     ) -> Option<u32> {
-        let stride = self.shape.stride;
-        for candidate in FlowCache::CANDIDATES {
-            let entry = FlowCache::entry(place, candidate);
-            if self.holds(entry * stride, &place.key) {
-                self.hits += packets;
-                self.count(entry, packets, bytes, now_ms, stats);
-                return Some(self.lines[entry * stride].0[0] as u32);
-            }
-        }
-        None
+        let first_line = self.find(place)?;
+        self.hits += packets;
+        self.count(first_line, packets, bytes, now_ms, stats);
+        Some(self.lines[first_line].0[0] as u32)
     }
 
     #[inline]
-    fn count(&mut self, entry: usize, packets: u64, bytes: u64, now_ms: u64, stats: &TableStats) {
-        let line = &mut self.lines[entry * self.shape.stride].0;
+    fn count(&mut self, first_line: usize, packets: u64, bytes: u64, now_ms: u64, stats: &TableStats) {
+        let line = &mut self.lines[first_line].0;
         let listed = line[2] & LISTED != 0;
         line[1] += (packets << PACKETS_SHIFT) + bytes;
         line[2] = LISTED | now_ms;
         // A batch adds 32 packets of 64 KiB at most, so the bytes cannot run over before the packets do.
         let full = line[1] >> PACKETS_SHIFT > PACKETS_MAX - 64;
         if !listed {
-            self.counted.push(entry as u32);
+            self.counted.push(first_line as u32);
         }
         if full {
-            self.settle(entry, stats);
+            self.settle(first_line, stats);
         }
     }
 
@@ -289,20 +306,19 @@ impl FlowCache {
         stats: &TableStats,
     ) {
         self.misses += packets;
-        let stride = self.shape.stride;
         // An empty one, else the one that was not used for the longest time.
-        let age = |entry: &usize| {
-            let line = &self.lines[entry * stride].0;
+        let age = |first_line: &usize| {
+            let line = &self.lines[*first_line].0;
             if (line[0] >> 32) as u32 == self.generation { (line[2] & !LISTED) + 1 } else { 0 }
         };
-        let candidates = FlowCache::CANDIDATES.map(|candidate| FlowCache::entry(place, candidate));
-        let Some(entry) = candidates.into_iter().min_by_key(age) else { return };
+        let candidates = place.sets.into_iter().flat_map(|set| self.ways(set));
+        let Some(entry) = candidates.min_by_key(age) else { return };
         self.displaced += usize::from(age(&entry) != 0);
         self.settle(entry, stats);
         self.origins[entry] = Origin { flows: new.flows.into(), looked_up: new.looked_up, hit: new.hit };
-        let lines = &mut self.lines[entry * stride..(entry + 1) * stride];
+        let lines = &mut self.lines[entry..entry + self.shape.stride];
         lines[0].0[0] = (u64::from(self.generation) << 32) | u64::from(new.verdict);
-        for (i, value) in place.key[..self.shape.count].iter().enumerate() {
+        for (i, value) in place.key[..self.shape.padded].iter().enumerate() {
             let word = i + META_WORDS;
             lines[word / LINE_WORDS].0[word % LINE_WORDS] = *value;
         }
@@ -311,15 +327,15 @@ impl FlowCache {
 
     /// Moves what an entry counted to its flows.
     #[cold]
-    fn settle(&mut self, entry: usize, stats: &TableStats) {
-        let line = &mut self.lines[entry * self.shape.stride].0;
+    fn settle(&mut self, first_line: usize, stats: &TableStats) {
+        let line = &mut self.lines[first_line].0;
         let (packets, bytes) = (line[1] >> PACKETS_SHIFT, line[1] & ((1 << PACKETS_SHIFT) - 1));
         if packets == 0 {
             return;
         }
         line[1] = 0;
         let used_ms = line[2] & !LISTED;
-        let origin = &self.origins[entry];
+        let origin = &self.origins[first_line];
         for flow in &origin.flows {
             flow.cell(self.worker).add(packets, bytes, used_ms);
         }
@@ -343,7 +359,7 @@ impl FlowCache {
                 return true;
             };
             self.settle(entry as usize, stats);
-            self.lines[entry as usize * self.shape.stride].0[2] &= !LISTED;
+            self.lines[entry as usize].0[2] &= !LISTED;
         }
         self.draining.is_empty()
     }

@@ -25,22 +25,38 @@ use crate::pipeline::{self, Decision, OPS_MAX};
 use crate::ports::EgressTag;
 use crate::tables::TableStats;
 
-/// What the forwarding database was asked last in this batch: most packets of a batch have the same two addresses.
+/// What NORMAL did last in this batch: most packets of a batch have the same two addresses.
 ///
 /// Forgotten with each batch, so it is never older than a batch is long.
 #[derive(Default)]
 struct Recent {
     /// VLAN, source and port that were learned.
     learned: Cell<Option<(u16, MacAddr, PortNo)>>,
-    /// VLAN, destination, and where it is.
-    found: Cell<Option<(u16, MacAddr, PortNo)>>,
+    /// A packet that was sent as it came in: all of it that NORMAL looks at, and the port it was sent by.
+    sent: Cell<Option<(Lead, PortNo)>>,
+}
+
+/// Ingress port of a packet, and its bytes up to the end of the first tag, if it has one.
+type Lead = (PortNo, [u8; 16]);
+
+/// The lead of a packet that is long enough for a tag and the type behind it.
+#[inline]
+fn lead(in_port: PortNo, header: &Header) -> Option<Lead> {
+    let [lead @ .., _, _] = header.bytes().first_chunk::<18>()?;
+    Some((in_port, *lead))
 }
 
 impl Recent {
     #[inline]
     fn forget(&self) {
         self.learned.set(None);
-        self.found.set(None);
+        self.sent.set(None);
+    }
+
+    #[inline]
+    fn port_for(&self, in_port: PortNo, header: &Header) -> Option<PortNo> {
+        let (sent, port) = self.sent.get()?;
+        (lead(in_port, header) == Some(sent)).then_some(port)
     }
 }
 
@@ -242,10 +258,9 @@ impl Forwarder {
                 verdicts[i] = VerdictId(DropReason::PortBlocked as u32);
                 continue;
             }
-            let place = self.places[i];
-            verdicts[i] = match self.cache.hit(&place, bytes[i], now_ms, &self.table_stats) {
+            verdicts[i] = match self.cache.hit(&self.places[i], bytes[i], now_ms, &self.table_stats) {
                 Some(verdict) => VerdictId(verdict),
-                None => self.miss(&keys[i], &place, 1, bytes[i].into(), now_ms),
+                None => self.miss(&keys[i], i, 1, bytes[i].into(), now_ms),
             };
         }
     }
@@ -258,10 +273,9 @@ impl Forwarder {
         }
         self.begin_batch();
         self.cache.place(key, &mut self.places[0]);
-        let place = self.places[0];
-        match self.cache.hit_many(&place, packets as u64, bytes, now_ms, &self.table_stats) {
+        match self.cache.hit_many(&self.places[0], packets as u64, bytes, now_ms, &self.table_stats) {
             Some(verdict) => VerdictId(verdict),
-            None => self.miss(key, &place, packets as u64, bytes, now_ms),
+            None => self.miss(key, 0, packets as u64, bytes, now_ms),
         }
     }
 
@@ -275,14 +289,15 @@ impl Forwarder {
         }
     }
 
+    /// Decides on packets with this key, whose place is number `place` of the batch.
     #[cold]
-    fn miss(&mut self, key: &FlowKey, place: &Place, packets: u64, bytes: u64, now_ms: u64) -> VerdictId {
+    fn miss(&mut self, key: &FlowKey, place: usize, packets: u64, bytes: u64, now_ms: u64) -> VerdictId {
         let decision = &mut self.decision;
         pipeline::decide(&self.snapshot.tables, key, decision);
         let verdict = self.verdicts.number(decision);
         let (looked_up, hit) = (decision.looked_up, decision.hit);
         let entry = Entry { verdict, flows: &decision.matched, looked_up, hit };
-        self.cache.insert(place, &entry, packets, bytes, now_ms, &self.table_stats);
+        self.cache.insert(&self.places[place], &entry, packets, bytes, now_ms, &self.table_stats);
         VerdictId(verdict)
     }
 
@@ -302,7 +317,18 @@ impl Forwarder {
         now_ms: u64,
         egress: &mut impl Egress,
     ) {
-        self.run(self.verdict(id), in_port, header, now_ms, egress);
+        let verdict = self.verdict(id);
+        // What nearly all verdicts are takes no call.
+        match *verdict.ops {
+            [Op::Output(Target::Normal)] => match self.recent.port_for(in_port, header) {
+                Some(port) => egress.send(port, header),
+                None => self.normal(in_port, header, now_ms, egress),
+            },
+            [Op::Output(Target::Port(port))] if port != in_port && self.snapshot.ports.sends(port) => {
+                egress.send(port, header);
+            }
+            _ => self.run(verdict, in_port, header, now_ms, egress),
+        }
     }
 
     /// Carries out what a controller decided for a packet of its own.
@@ -321,6 +347,7 @@ impl Forwarder {
         self.cache.drain(budget, &self.table_stats)
     }
 
+    #[inline(never)]
     fn run(
         &self,
         verdict: &Verdict,
@@ -567,7 +594,7 @@ impl Forwarder {
         self.snapshot.ports.ingress_vlan(in_port, tag)
     }
 
-    #[inline]
+    #[inline(never)]
     fn normal(&self, in_port: PortNo, header: &mut Header, now_ms: u64, egress: &mut impl Egress) {
         let Some(&[d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5]) = header.bytes().first_chunk::<12>()
         else {
@@ -589,30 +616,19 @@ impl Forwarder {
             }
             return self.flood(vid, in_port, header, egress);
         }
-        match self.locate(vid, dst) {
+        match self.fdb.lookup(vid, dst) {
             Some(port) if port == in_port => egress.dropped(DropReason::IngressPort),
             Some(port) => match self.snapshot.ports.egress_tag(port, vid) {
                 Some(tag) if self.snapshot.ports.sends(port) => {
-                    self.send_tagged(port, vid, tag, header, egress)
+                    if self.send_tagged(port, vid, tag, header, egress) {
+                        self.recent.sent.set(lead(in_port, header).map(|lead| (lead, port)));
+                    }
                 }
                 // Learned before the port lost the VLAN or its peer: as if unknown.
                 _ => self.flood(vid, in_port, header, egress),
             },
             None => self.flood(vid, in_port, header, egress),
         }
-    }
-
-    /// Where an address was seen.
-    #[inline]
-    fn locate(&self, vid: u16, address: MacAddr) -> Option<PortNo> {
-        if let Some((found_vid, found, port)) = self.recent.found.get()
-            && (found_vid, found) == (vid, address)
-        {
-            return Some(port);
-        }
-        let port = self.fdb.lookup(vid, address)?;
-        self.recent.found.set(Some((vid, address, port)));
-        Some(port)
     }
 
     fn flood(&self, vid: u16, in_port: PortNo, header: &Header, egress: &mut impl Egress) {
@@ -628,30 +644,39 @@ impl Forwarder {
         }
     }
 
-    /// Sends by `port` with the outer tag as the port wants it; `header` itself stays as it is.
-    #[inline]
-    fn send_tagged(&self, port: PortNo, vid: u16, tag: EgressTag, header: &Header, egress: &mut impl Egress) {
+    /// Sends by `port` with the outer tag as the port wants it; `header` itself stays as it is. True if there was nothing
+    /// to be changed.
+    fn send_tagged(
+        &self,
+        port: PortNo,
+        vid: u16,
+        tag: EgressTag,
+        header: &Header,
+        egress: &mut impl Egress,
+    ) -> bool {
         let outer = edit::outer_tci(header);
-        match (tag, outer) {
-            (EgressTag::Untagged, None) => egress.send(port, header),
-            (EgressTag::Tagged, Some(tci)) if tci & 0xfff == vid => egress.send(port, header),
-            _ => {
-                let mut copy = header.clone();
-                let done = match tag {
-                    EgressTag::Untagged => edit::pop_vlan(&mut copy),
-                    // A priority tag becomes the VLAN's tag and keeps its priority.
-                    EgressTag::Tagged if outer.is_some() => edit::set_vlan_vid(&mut copy, vid),
-                    EgressTag::Tagged => {
-                        edit::push_vlan(&mut copy, packet::ethertype::VLAN)
-                            && edit::set_vlan_vid(&mut copy, vid)
-                    }
-                };
-                if done {
-                    egress.send(port, &copy);
-                } else {
-                    egress.dropped(DropReason::NoHeadroom);
-                }
-            }
+        let as_it_is = match tag {
+            EgressTag::Untagged => outer.is_none(),
+            EgressTag::Tagged => outer.is_some_and(|tci| tci & 0xfff == vid),
+        };
+        if as_it_is {
+            egress.send(port, header);
+            return true;
         }
+        let mut copy = header.clone();
+        let done = match tag {
+            EgressTag::Untagged => edit::pop_vlan(&mut copy),
+            // A priority tag becomes the VLAN's tag and keeps its priority.
+            EgressTag::Tagged if outer.is_some() => edit::set_vlan_vid(&mut copy, vid),
+            EgressTag::Tagged => {
+                edit::push_vlan(&mut copy, packet::ethertype::VLAN) && edit::set_vlan_vid(&mut copy, vid)
+            }
+        };
+        if done {
+            egress.send(port, &copy);
+        } else {
+            egress.dropped(DropReason::NoHeadroom);
+        }
+        false
     }
 }

@@ -67,6 +67,7 @@ impl Layout {
 }
 
 /// Bytes that a transport header must have to be one.
+#[inline]
 pub(crate) fn transport_len(proto: u8, ipv6: bool) -> Option<usize> {
     match proto {
         ip_proto::TCP => Some(20),

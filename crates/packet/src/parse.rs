@@ -36,7 +36,16 @@ pub fn parse_to(frame: &[u8], in_port: u32, depth: Depth) -> FlowKey {
     let [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5, t0, t1] = *addresses;
     key.set(field::ETH_DST, u64::from_be_bytes([0, 0, d0, d1, d2, d3, d4, d5]));
     key.set(field::ETH_SRC, u64::from_be_bytes([0, 0, s0, s1, s2, s3, s4, s5]));
-    let payload = vlan_stack(&mut key, u16::from_be_bytes([t0, t1]), rest);
+    let eth_type = u16::from_be_bytes([t0, t1]);
+    if eth_type == ethertype::IPV4 {
+        // Nearly all frames: the words of the key stay in registers on this way.
+        key.set(field::ETH_TYPE, u64::from(eth_type));
+        if depth == Depth::All {
+            ipv4(&mut key, rest);
+        }
+        return key;
+    }
+    let payload = vlan_stack(&mut key, eth_type, rest);
     if depth == Depth::All {
         network(&mut key, payload);
     }
@@ -76,7 +85,7 @@ fn snap(rest: &[u8]) -> (u16, &[u8]) {
 
 fn network(key: &mut FlowKey, payload: &[u8]) {
     match key.eth_type() {
-        ethertype::IPV4 => ipv4(key, payload),
+        ethertype::IPV4 => ipv4_behind(key, payload),
         ethertype::IPV6 => ipv6(key, payload),
         ethertype::ARP | ethertype::RARP => arp(key, payload),
         ethertype::MPLS | ethertype::MPLS_MULTICAST => mpls(key, payload),
@@ -84,6 +93,7 @@ fn network(key: &mut FlowKey, payload: &[u8]) {
     }
 }
 
+#[inline]
 fn be16(bytes: &[u8], at: usize) -> u64 {
     match bytes.get(at..at + 2) {
         Some(&[a, b]) => u64::from(u16::from_be_bytes([a, b])),
@@ -106,6 +116,7 @@ fn mac(bytes: &[u8], at: usize) -> u64 {
     }
 }
 
+#[inline(always)]
 fn ipv4(key: &mut FlowKey, bytes: &[u8]) {
     let Some(header) = bytes.first_chunk::<20>() else {
         return;
@@ -129,6 +140,12 @@ fn ipv4(key: &mut FlowKey, bytes: &[u8]) {
         // Ethernet padding is not transport data.
         transport(key, header[9], &bytes[header_len..bytes.len().min(total_len)], false);
     }
+}
+
+/// [`ipv4`] behind tags or labels.
+#[inline(never)]
+fn ipv4_behind(key: &mut FlowKey, bytes: &[u8]) {
+    ipv4(key, bytes);
 }
 
 /// `OFPIEH_*`: OpenFlow 1.3.5, 7.2.3.8.
@@ -259,6 +276,7 @@ pub(crate) fn extension_headers(first: u8, rest: &[u8]) -> Chain<'_> {
     }
 }
 
+#[inline]
 fn transport(key: &mut FlowKey, proto: u8, bytes: &[u8], ipv6: bool) {
     let Some(enough) = transport_len(proto, ipv6) else {
         return;
@@ -271,6 +289,11 @@ fn transport(key: &mut FlowKey, proto: u8, bytes: &[u8], ipv6: bool) {
         key.set(field::TP_DST, be16(bytes, 2));
         return;
     }
+    icmp(key, bytes, ipv6);
+}
+
+#[inline(never)]
+fn icmp(key: &mut FlowKey, bytes: &[u8], ipv6: bool) {
     key.set(field::ICMP_TYPE, u64::from(bytes[0]));
     key.set(field::ICMP_CODE, u64::from(bytes[1]));
     if ipv6 && (bytes[0] == 135 || bytes[0] == 136) && bytes[1] == 0 {
@@ -358,7 +381,7 @@ fn mpls(key: &mut FlowKey, bytes: &[u8]) {
             let payload = mpls_payload(rest);
             key.set(field::MPLS_PAYLOAD, payload as u64);
             return match payload {
-                MplsPayload::Ipv4 => ipv4(key, rest),
+                MplsPayload::Ipv4 => ipv4_behind(key, rest),
                 MplsPayload::Ipv6 => ipv6(key, rest),
                 MplsPayload::Arp => arp(key, rest),
                 MplsPayload::Unknown => {}

@@ -50,7 +50,7 @@ impl Sink {
     }
 
     /// Delivers a frame, or as many segments of it as the target wants, and counts.
-    #[inline]
+    #[inline(always)]
     fn deliver(&mut self, frame: &Frame<'_>, scratch: &mut [u8], io: &mut Io) {
         let accepts = match &self.kind {
             SinkKind::Guest(guest) => guest.accepts(),
@@ -100,7 +100,7 @@ impl Sink {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn write(&mut self, frame: &Frame<'_>, io: &mut Io) {
         let written = match &mut self.kind {
             SinkKind::Guest(guest) => guest.deliver(frame),
@@ -262,7 +262,7 @@ impl Egress<'_> {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn deliver(&mut self, port: PortNo, frame: &Frame<'_>) {
         let Some(route) = self.routes.get(port.0 as usize) else {
             return self.count_drop(DropReason::LinkDown);
