@@ -231,6 +231,9 @@ pub struct Tuning {
     pub group_bytes: u64,
     /// Records older than this are made durable without being asked, ns.
     pub commit_interval_ns: u64,
+    /// How soon the cold tier knows what an operator changed, unless checkpoints take long: until then the change is on
+    /// the hot tier alone. Many changes in a row share one checkpoint.
+    pub change_delay_ns: u64,
     /// Identifies this boot of the host: devices have kept their caches since a record was written with the same
     /// value (Linux: /proc/sys/kernel/random/boot_id).
     pub boot: Uuid,
@@ -248,6 +251,7 @@ impl Default for Tuning {
             free_permille: 10,
             group_bytes: 4 << 20,
             commit_interval_ns: 1_000_000_000,
+            change_delay_ns: 1_000_000_000,
             boot: Uuid::nil(),
         }
     }

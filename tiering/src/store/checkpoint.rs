@@ -12,6 +12,8 @@ use crate::types::*;
 
 /// Chunks under way at once, each on both tiers.
 const CHUNKS_MAX: u32 = 2;
+/// A checkpoint for the sake of such changes comes at the earliest this many times its own duration after they were made.
+const CHANGE_REST: u64 = 10;
 
 #[derive(Debug, Default)]
 pub(super) struct Progress {
@@ -19,6 +21,10 @@ pub(super) struct Progress {
     /// The next one is the last: the pool is being closed.
     pub sealed: bool,
     pub closed: bool,
+    /// When one is due because an operator changed something.
+    due_ns: Option<u64>,
+    /// How long the last one took.
+    took_ns: u64,
 }
 
 #[derive(Debug)]
@@ -29,6 +35,7 @@ struct Dump {
     actions: u32,
     /// An action on a device that joins failed.
     join_failed: bool,
+    began_ns: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +56,7 @@ impl Store {
         if self.checkpoint.running.is_some() || self.read_only.is_some() || self.checkpoint.closed {
             return;
         }
+        self.checkpoint.due_ns = None;
         let id = self.devices[0].block.checkpoint.id + 1;
         self.map.freeze();
         let unseen = if self.growth_begins() { None } else { self.unseen() };
@@ -57,9 +65,22 @@ impl Store {
         let clean = self.checkpoint.sealed && self.dirty_slots() == 0;
         assert!(!clean || self.hot.count_dirty() == 0, "a dirty hot slot is not among the dirty ones");
         let at = CheckpointAt { id, len: 0, journal: self.commit.cursor, lsn, clean };
+        let began_ns = self.now_ns;
         self.checkpoint.running =
-            Some(Dump { writer, at, stage: Stage::Chunks, actions: 0, join_failed: false });
+            Some(Dump { writer, at, stage: Stage::Chunks, actions: 0, join_failed: false, began_ns });
         self.dump_chunks();
+    }
+
+    /// An operator's change is recorded: it must not be lost with the hot tier.
+    pub(super) fn checkpoint_soon(&mut self) {
+        let delay = self.tuning.change_delay_ns.max(self.checkpoint.took_ns.saturating_mul(CHANGE_REST));
+        self.checkpoint.due_ns.get_or_insert(self.now_ns.saturating_add(delay));
+    }
+
+    pub(super) fn tick_checkpoint(&mut self) {
+        if self.checkpoint.due_ns.is_some_and(|due| due <= self.now_ns) {
+            self.start_checkpoint(false);
+        }
     }
 
     fn first_cold(&self) -> usize {
@@ -177,6 +198,7 @@ impl Store {
     fn checkpoint_done(&mut self) {
         let dump = self.checkpoint.running.take().expect("a dump runs");
         self.stats.checkpoints += 1;
+        self.checkpoint.took_ns = self.now_ns.saturating_sub(dump.began_ns);
         self.commit.tail_sequence = dump.at.journal.sequence;
         self.growth_done();
         let lsn = dump.at.lsn;

@@ -408,6 +408,7 @@ impl Store {
         self.build_adopted();
         self.make_room();
         self.tick_commit();
+        self.tick_checkpoint();
         self.retry_room_waiters();
         self.pump();
     }

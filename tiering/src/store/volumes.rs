@@ -213,6 +213,7 @@ impl Store {
     pub(super) fn note(&mut self, record: Record) {
         self.record(record);
         self.commit.want_firm = true;
+        self.checkpoint_soon();
         self.pump();
     }
 
@@ -287,6 +288,7 @@ impl Store {
                 let lsn = self.record(Record::Fork { from: fork.from, to: fork.to, writable: fork.writable });
                 self.forks_done.push_back((lsn, fork.to));
                 self.commit.want_firm = true;
+                self.checkpoint_soon();
             }
             for request in std::mem::take(&mut self.held_requests) {
                 if self.forks.iter().any(|fork| fork.from == request.volume) {

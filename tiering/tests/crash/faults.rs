@@ -335,3 +335,28 @@ fn moves_stay_within_rate_and_share() {
         "a guest's write is not held"
     );
 }
+
+/// What an operator was told is done is soon known to the cold tier, too: volumes outlive the hot one.
+#[test]
+fn volumes_made_and_deleted_lately_outlive_the_hot_tier() {
+    let mut world = fresh();
+    let wait = |world: &mut World| {
+        let until = world.now_ns + world::CHANGE_DELAY_NS + 1_000_000_000;
+        while world.now_ns < until {
+            world.settle(|_, _| {});
+        }
+    };
+    let gone = world.store.create_volume(4 * UNIT_BYTES).unwrap();
+    wait(&mut world);
+    let kept = world.store.create_volume(8 * UNIT_BYTES).unwrap();
+    let copy = world.store.fork_volume(kept, true).unwrap();
+    world.store.resize_volume(kept, 9 * UNIT_BYTES).unwrap();
+    world.store.delete_volume(gone).unwrap();
+    wait(&mut world);
+    assert_eq!(world.store.stats().checkpoints, 2, "one for each burst of changes");
+    let mut disks = world.disks.clone();
+    disks.0[0].faults().gone = true;
+    let cold = World::with(disks, 2, 1, None, true).expect("degraded opens");
+    let sizes: Vec<_> = cold.store.volumes().map(|info| (info.id, info.size_bytes)).collect();
+    assert_eq!(sizes, [(kept, 9 * UNIT_BYTES), (copy, 8 * UNIT_BYTES)]);
+}

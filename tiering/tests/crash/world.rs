@@ -106,11 +106,16 @@ pub fn open(disks: &mut Disks, boot: u128) -> Result<Store, OpenError> {
     open_with(disks, boot, false)
 }
 
+/// How soon operators' changes reach the cold tier, in simulated time.
+pub const CHANGE_DELAY_NS: u64 = 60_000_000_000;
+
 pub fn open_with(disks: &mut Disks, boot: u128, degraded: bool) -> Result<Store, OpenError> {
     let tuning = Tuning {
         requests_max: TAGS,
         scratch_buffers: SCRATCH,
         group_bytes: 4 * UNIT_BYTES,
+        // Seldom: the pools of these tests are to be full at times, and each checkpoint frees space.
+        change_delay_ns: CHANGE_DELAY_NS,
         boot: Uuid::from_u128(boot << 64),
         ..Tuning::default()
     };
