@@ -35,6 +35,9 @@ impl RunDir {
     }
 }
 
+/// The volumes of the storage daemon.
+pub const VOLUMES: Collection = Collection { daemon: "blk", path: "/v1/volumes" };
+
 /// What a daemon keeps many of, by name: volumes, pools, ports.
 pub struct Collection {
     /// The daemon, as in [`RunDir::admin_socket`].
@@ -72,7 +75,19 @@ impl Collection {
 
     /// Has something done to one of them.
     pub fn act(&self, at: &RunDir, name: &str, verb: &str, body: Option<&Value>) -> anyhow::Result<Value> {
-        self.send(at, Method::POST, &format!("{}/{verb}", path(self.path, name)), body)
+        self.below(at, Method::POST, name, verb, body)
+    }
+
+    /// Asks for or changes what is below one of them: `below` is the rest of the path, and a query.
+    pub fn below(
+        &self,
+        at: &RunDir,
+        method: Method,
+        name: &str,
+        below: &str,
+        body: Option<&Value>,
+    ) -> anyhow::Result<Value> {
+        self.send(at, method, &format!("{}/{below}", path(self.path, name)), body)
     }
 
     fn send(&self, at: &RunDir, method: Method, path: &str, body: Option<&Value>) -> anyhow::Result<Value> {

@@ -192,9 +192,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             }
         }
         Verb::Quota { name, tenant, size, daemon } => {
-            let path = format!("{}/tenants/{}", client::path(POOLS.path, &name), client::escape(&tenant));
-            let socket = daemon.admin_socket(POOLS.daemon);
-            client::request(&socket, Method::PUT, &path, Some(&json!({ "quota": size })))?;
+            let below = client::path("tenants", &tenant);
+            POOLS.below(&daemon, Method::PUT, &name, &below, Some(&json!({ "quota": size })))?;
             output::line(format_args!("{tenant} may write {size} in {name}"));
         }
         Verb::Drain { name, hot: _, wait } => {

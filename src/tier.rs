@@ -5,10 +5,9 @@ use hyper::Method;
 use serde_json::Value;
 use telemetry::check::{about_size, show_size, size};
 
-use crate::client::{self, Collection, RunDir};
+use crate::client::VOLUMES;
 use crate::output::{self, BadInput, Look, bytes};
 
-const VOLUMES: Collection = Collection { daemon: "blk", path: "/v1/volumes" };
 /// Characters of a line of the heat map.
 const LINE_CELLS: usize = 64;
 /// From cold to hot.
@@ -49,19 +48,16 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     match args.verb {
         Verb::Explain { name, offset, look } => {
             let at = offset_of(&offset)?;
-            look.output.print(&ask(&look.daemon, &name, &format!("explain?offset={at}"))?, explain);
+            let below = format!("explain?offset={at}");
+            look.output.print(&VOLUMES.below(&look.daemon, Method::GET, &name, &below, None)?, explain);
         }
         Verb::Show { name, lines, look } => {
             let cells = lines * LINE_CELLS as u64;
-            look.output.print(&ask(&look.daemon, &name, &format!("heat?cells={cells}"))?, show);
+            let below = format!("heat?cells={cells}");
+            look.output.print(&VOLUMES.below(&look.daemon, Method::GET, &name, &below, None)?, show);
         }
     }
     Ok(())
-}
-
-fn ask(daemon: &RunDir, name: &str, what: &str) -> anyhow::Result<Value> {
-    let path = format!("{}/{what}", client::path(VOLUMES.path, name));
-    client::request(&daemon.admin_socket(VOLUMES.daemon), Method::GET, &path, None)
 }
 
 /// An offset as people write it.

@@ -6,12 +6,10 @@ use clap::Subcommand;
 use hyper::Method;
 use serde_json::{Map, Value, json};
 
-use crate::client::{self, Collection, RunDir, SocketFlags};
+use crate::client::{self, RunDir, SocketFlags, VOLUMES};
 use crate::job::Wait;
 use crate::output::{self, BadInput, Look};
 use crate::tier::offset_of;
-
-const VOLUMES: Collection = Collection { daemon: "blk", path: "/v1/volumes" };
 
 /// Arguments of `sluice volume`.
 #[derive(clap::Args)]

@@ -283,8 +283,7 @@ impl Volumes {
                 let id = make_in_pool(&pool, size_bytes, place.pin.into())
                     .map_err(|error| refused(title.clone(), &error, "size_bytes", &size_bytes))?;
                 place.id = id.0;
-                let limited =
-                    if limits.is_empty() { Ok(()) } else { self.limit(&mut held, &pool, id, &limits) };
+                let limited = if limits.is_empty() { Ok(()) } else { self.limit(&mut held, place, &limits) };
                 if let Err(reason) = limited {
                     held.doomed.push(Doomed { pool: place.name.clone(), id: place.id });
                     self.bury(&mut held);
@@ -614,6 +613,13 @@ impl Held {
         }
         let title = format!("there is a volume `{name}` already");
         Err(Problem::conflict(title).detail("choose another name, or delete that one first"))
+    }
+
+    /// The name of a volume of a pool, if it has one.
+    pub(crate) fn name_in(&self, pool: &str, id: VolumeId) -> Option<String> {
+        let here = |place: &PoolPlace| place.name == pool && place.id == id.0;
+        let volume = self.volumes.values().find(|volume| volume.spec.backing.place().is_some_and(here))?;
+        Some(volume.spec.name.clone())
     }
 
     /// The open pool of that name.

@@ -65,11 +65,6 @@ impl PoolHandle {
         PoolHandle { worker, number, block_bytes, status }
     }
 
-    /// Whether both reach the same pool.
-    pub(crate) fn same(&self, other: &PoolHandle) -> bool {
-        Arc::ptr_eq(&self.status, &other.status)
-    }
-
     /// The worker that runs the pool, and so the queues of its volumes.
     pub fn worker(&self) -> &WorkerHandle<Command> {
         &self.worker

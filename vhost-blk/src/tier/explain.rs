@@ -2,9 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 use telemetry::Problem;
-use tiering::{Explanation, PAGE_BYTES, Residency, UNIT_BYTES, VolumeError, VolumeId};
+use tiering::{Explanation, PAGE_BYTES, Residency, UNIT_BYTES, VolumeError};
 
 use super::control::PoolHandle;
+use super::spec::PoolPlace;
 use crate::volume::{Volumes, no_volume};
 
 /// Units looked at in one go, so that no guest waits long: a few milliseconds.
@@ -65,13 +66,22 @@ pub struct CellView {
     pub dirty_bytes: u64,
 }
 
+/// A volume in a pool, as one asks the pool about it.
+pub(super) struct InPool {
+    pub(super) pool: PoolHandle,
+    /// The pool's name, and the volume's number there.
+    pub(super) place: PoolPlace,
+    pub(super) size_bytes: u64,
+}
+
 impl Volumes {
     /// Where the byte at `offset` of a volume is, and why.
     ///
     /// # Errors
     /// There is no such volume or byte, or it is in no pool.
     pub fn explain(&self, name: &str, offset: u64) -> Result<PlaceView, Problem> {
-        let (pool, id, size_bytes) = self.seat_of(name)?;
+        let InPool { pool, place, size_bytes } = self.in_pool(name)?;
+        let id = place.volume();
         if offset >= size_bytes {
             let title = format!("there is no byte {offset} in the volume `{name}`");
             return Err(Problem::conflict(title).detail(format!("it has {size_bytes} bytes")));
@@ -80,7 +90,7 @@ impl Volumes {
         let (explanation, now_ns) = pool.ask(look).map_err(gone)?;
         let explanation = explanation.map_err(refused)?;
         let by = match &explanation {
-            Explanation::Hot { by, .. } => self.name_in(&pool, *by),
+            Explanation::Hot { by, .. } => self.lock().name_in(&place.name, *by),
             _ => None,
         };
         Ok(view(name, offset, &explanation, now_ns, by))
@@ -91,7 +101,8 @@ impl Volumes {
     /// # Errors
     /// There is no such volume, or it is in no pool.
     pub fn heat(&self, name: &str, cells: u64) -> Result<HeatView, Problem> {
-        let (pool, id, size_bytes) = self.seat_of(name)?;
+        let InPool { pool, place, size_bytes } = self.in_pool(name)?;
+        let id = place.volume();
         let units = size_bytes.div_ceil(UNIT_BYTES);
         let per_cell = units.div_ceil(cells.clamp(1, CELLS_MAX)).max(1);
         let mut found = Vec::new();
@@ -129,8 +140,8 @@ impl Volumes {
         Ok(HeatView { volume: name.to_string(), size_bytes, cell_bytes: per_cell * UNIT_BYTES, cells })
     }
 
-    /// The open pool of a volume, its number there, and its size in bytes.
-    pub(super) fn seat_of(&self, name: &str) -> Result<(PoolHandle, VolumeId, u64), Problem> {
+    /// A volume in an open pool.
+    pub(super) fn in_pool(&self, name: &str) -> Result<InPool, Problem> {
         let held = self.lock();
         let spec = &held.volumes.get(name).ok_or_else(|| no_volume(name))?.spec;
         let Some(place) = spec.backing.place() else {
@@ -138,18 +149,7 @@ impl Volumes {
             return Err(Problem::conflict(title).detail("only those in pools have tiers"));
         };
         let pool = held.open_pool(&place.name)?;
-        Ok((pool, place.volume(), spec.size_bytes.unwrap_or_default()))
-    }
-
-    /// The name of a volume of a pool.
-    fn name_in(&self, pool: &PoolHandle, id: VolumeId) -> Option<String> {
-        let held = self.lock();
-        let is = |spec: &crate::spec::VolumeSpec| {
-            spec.backing.place().is_some_and(|place| {
-                place.id == id.0 && held.open_pool(&place.name).is_ok_and(|open| open.same(pool))
-            })
-        };
-        held.volumes.values().find(|volume| is(&volume.spec)).map(|volume| volume.spec.name.clone())
+        Ok(InPool { pool, place: place.clone(), size_bytes: spec.size_bytes.unwrap_or_default() })
     }
 }
 

@@ -5,12 +5,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use telemetry::Problem;
 use telemetry::check::{Errors, Fields};
-use tiering::{Limits, Pin, TenantId, VolumeId};
+use tiering::{Limits, Pin, TenantId};
 
-use super::control::{ChangeError, PoolHandle};
-use super::explain::gone;
+use super::control::ChangeError;
+use super::explain::{InPool, gone};
 use super::registry::no_pool;
-use super::spec::{PinName, PoolView, TenantSpec};
+use super::spec::{PinName, PoolPlace, PoolView, TenantSpec};
 use crate::spec::VolumeView;
 use crate::volume::{Held, Volumes};
 
@@ -220,7 +220,8 @@ impl Volumes {
     /// # Errors
     /// There is no such volume or part, it is in no pool, or the pool is read-only.
     pub fn pin(&self, name: &str, pin: PinName, range: Option<(u64, u64)>) -> Result<VolumeView, Problem> {
-        let (pool, id, _) = self.seat_of(name)?;
+        let InPool { pool, place, .. } = self.in_pool(name)?;
+        let id = place.volume();
         let title = format!("the volume `{name}` cannot be pinned");
         let change = move |store: &mut tiering::Store| match range {
             Some((offset, bytes)) => store.pin_range(id, offset, bytes, pin.into()),
@@ -236,13 +237,10 @@ impl Volumes {
     /// # Errors
     /// There is no such volume, it is in no pool, or the pool cannot promise that.
     pub fn set_limits(&self, name: &str, limits: &ChangeLimits) -> Result<VolumeView, Problem> {
-        let (pool, id, _) = self.seat_of(name)?;
+        let place = self.in_pool(name)?.place;
         let title = format!("the limits of the volume `{name}` cannot be changed");
-        {
-            let mut held = self.lock();
-            self.limit(&mut held, &pool, id, limits)
-                .map_err(|reason| Problem::conflict(title).detail(reason))?;
-        }
+        self.limit(&mut self.lock(), &place, limits)
+            .map_err(|reason| Problem::conflict(title).detail(reason))?;
         tracing::info!(volume = name, ?limits, "limited");
         self.show(name)
     }
@@ -251,28 +249,29 @@ impl Volumes {
     pub(crate) fn limit(
         &self,
         held: &mut Held,
-        pool: &PoolHandle,
-        id: VolumeId,
+        place: &PoolPlace,
         limits: &ChangeLimits,
     ) -> Result<(), String> {
+        let say = |problem: Problem| problem.to_string();
         let tenant = match &limits.tenant {
-            Some(Some(name)) => Some(self.tenant(held, pool, name).map_err(|problem| problem.to_string())?),
+            Some(Some(name)) => Some(self.tenant(held, &place.name, name).map_err(say)?),
             _ => None,
         };
-        let limits = limits.clone();
+        let (id, limits) = (place.volume(), limits.clone());
         let change = move |store: &mut tiering::Store| {
             let known = store.volumes().find(|info| info.id == id).map(|info| info.limits);
             let known = known.ok_or(tiering::VolumeError::NoVolume(id))?;
             store.set_limits(id, limits.apply(known, tenant))
         };
-        pool.change(change).map_err(|error: ChangeError| error.to_string())
+        held.open_pool(&place.name)
+            .map_err(say)?
+            .change(change)
+            .map_err(|error: ChangeError| error.to_string())
     }
 
-    /// The number of a tenant, a new one if nobody has heard of it. It is kept before the pool is told.
-    fn tenant(&self, held: &mut Held, pool: &PoolHandle, name: &str) -> Result<TenantId, Problem> {
-        let of_pool =
-            held.pools.values_mut().find(|held| held.open.as_ref().is_ok_and(|open| open.same(pool)));
-        let tenants = &mut of_pool.ok_or_else(|| no_pool(name))?.spec.tenants;
+    /// The number of a tenant of a pool, a new one if nobody has heard of it. It is kept before the pool is told.
+    fn tenant(&self, held: &mut Held, pool: &str, name: &str) -> Result<TenantId, Problem> {
+        let tenants = &mut held.pools.get_mut(pool).ok_or_else(|| no_pool(pool))?.spec.tenants;
         if let Some(known) = tenants.iter().find(|tenant| tenant.name == name) {
             return Ok(TenantId(known.id));
         }
@@ -291,7 +290,7 @@ impl Volumes {
         {
             let mut held = self.lock();
             let handle = held.open_pool(pool)?;
-            let id = self.tenant(&mut held, &handle, tenant)?;
+            let id = self.tenant(&mut held, pool, tenant)?;
             handle
                 .change(move |store| store.set_tenant_quota(id, quota))
                 .map_err(|error| Problem::conflict(title).detail(error.to_string()))?;
@@ -302,13 +301,14 @@ impl Volumes {
 
     /// What a pool knows of a volume; `None` if it is in none that is open.
     pub(crate) fn tier_view(&self, name: &str) -> Result<Option<TierView>, Problem> {
-        let Ok((pool, id, _)) = self.seat_of(name) else { return Ok(None) };
+        let Ok(InPool { pool, place, .. }) = self.in_pool(name) else { return Ok(None) };
+        let id = place.volume();
         let look = move |store: &mut tiering::Store| {
             (store.volumes().find(|info| info.id == id), store.pin_ranges(id))
         };
         let (Some(info), ranges) = pool.ask(look).map_err(gone)? else { return Ok(None) };
         let held = self.lock();
-        let of_pool = held.pools.values().find(|held| held.open.as_ref().is_ok_and(|open| open.same(&pool)));
+        let of_pool = held.pools.get(&place.name);
         let tenant = info.limits.tenant.map(|tenant| {
             let known = of_pool.and_then(|pool| pool.spec.tenants.iter().find(|known| known.id == tenant.0));
             known.map_or_else(|| tenant.0.to_string(), |known| known.name.clone())

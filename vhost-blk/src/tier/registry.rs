@@ -479,10 +479,7 @@ pub(super) fn view(held: &Held, pool: &HeldPool) -> PoolView {
     let (state, usage) = match gathered {
         Ok((mut usage, all, lost, read_only, gone)) => {
             usage.lost_devices = paths(&spec, &gone);
-            let name = |id: tiering::VolumeId| {
-                let is = |backing: &Backing| matches!(backing, Backing::Pool(at) if at.name == spec.name && at.id == id.0);
-                held.volumes.values().find(|volume| is(&volume.spec.backing)).map(|v| v.spec.name.clone())
-            };
+            let name = |id: tiering::VolumeId| held.name_in(&spec.name, id);
             let known = |id: u32| {
                 held.unfinished.iter().any(|unfinished| unfinished.pool == spec.name && unfinished.id == id)
             };
