@@ -158,7 +158,7 @@ impl std::fmt::Display for Report {
         table.add_row(["reads from the fast tier".into(), promoted, word(tiers.warmed())]);
         let wrote = "stays as it was when the clone is written".to_string();
         table.add_row(["the golden image".into(), wrote, word(tiers.golden)]);
-        writeln!(f, "{table}")?;
+        writeln!(f, "{table}\nsluice tier show {}\n{}", super::tiers::CLONE, tiers.heat_map.trim_end())?;
         let net = &self.network;
         let mut table = Table::new();
         table.load_style(presets::UTF8_FULL_CONDENSED).set_header(["network", "result", ""]);
@@ -194,6 +194,7 @@ impl LeftRunning {
         for command in [
             "volume list",
             "pool show pool0",
+            "tier show alice-data",
             "port list",
             "fdb show",
             "flow show",

@@ -24,6 +24,8 @@ const OFTEN_AT_MIB: u64 = 24;
 const ROUNDS: usize = 3;
 /// Share of the last round that must come from the fast tier.
 const HOT_AT_LAST: f64 = 0.9;
+/// Lines of its heat map.
+const HEAT_LINES: &str = "6";
 /// How long one command of the guest may take.
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -36,6 +38,8 @@ pub struct TierResult {
     pub hit_ratios: Vec<f64>,
     /// Units of 64 KiB that were brought into the fast tier.
     pub promotions: f64,
+    /// Which parts of the clone were hot after the last round, as `sluice tier show` draws it.
+    pub heat_map: String,
     /// The guest read every byte of the image as it was made.
     pub intact: bool,
     /// The golden image did not change when the guest wrote to its clone.
@@ -113,6 +117,7 @@ pub fn run(stage: &mut Stage, progress: &Progress) -> anyhow::Result<TierResult>
         progress.note(&format!("{:.0} % of the reads came from the fast tier", ratio * 100.0));
         hit_ratios.push(ratio);
     }
+    let heat_map = stage.site.sluice(&["tier", "show", CLONE, "--lines", HEAT_LINES])?;
     let expected = digest(&raw(&stage.site))?;
     let found = stage.guests[0].run_within("sha256sum </dev/vdb", LIMIT)?.output;
     let intact = found.split_whitespace().next() == Some(expected.as_str());
@@ -122,7 +127,7 @@ pub fn run(stage: &mut Stage, progress: &Progress) -> anyhow::Result<TierResult>
     let golden = digest(&exported)? == expected;
     let promotions = stage.blk.metrics()?.sum("sluice_tier_promotions_total", &[("pool", POOL)]);
     let promotions = promotions.unwrap_or_default();
-    Ok(TierResult { image_mib: IMAGE_MIB, hit_ratios, promotions, intact, golden })
+    Ok(TierResult { image_mib: IMAGE_MIB, hit_ratios, promotions, heat_map, intact, golden })
 }
 
 fn digest(file: &Path) -> anyhow::Result<String> {
