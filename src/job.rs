@@ -110,9 +110,10 @@ fn follow(look: &Look, job: &Value, ours: bool) -> anyhow::Result<()> {
     while job["state"] == "running" {
         if interrupt.within(LOOK) {
             if !ours {
-                bail!("job {id} goes on");
+                bail!("job {id} goes on; `sluice job cancel {id}` ends it");
             }
             JOBS.one(&look.daemon, Method::DELETE, &id, None)?;
+            shown.bar.set_message(format!("{} is being cancelled:", title(&job)));
         }
         job = JOBS.show(&look.daemon, &id)?;
         shown.update(&job);
@@ -122,7 +123,7 @@ fn follow(look: &Look, job: &Value, ours: bool) -> anyhow::Result<()> {
         bail!("{}: {reason}", title(&job));
     }
     if job["state"] == "cancelled" {
-        bail!("{}: cancelled", title(&job));
+        bail!("{} (job {id}) was cancelled at {}", title(&job), output::bytes(&job["done_bytes"]));
     }
     look.output.print(&job, |job| output::line(line(job)));
     Ok(())

@@ -127,11 +127,11 @@ impl Settings {
         .unwrap_or_default()
     }
 
-    /// A setting that is a path.
+    /// A setting that is a path. One that is not absolute counts from where the daemon is started, once for all.
     pub fn path(&mut self, key: &str, flag: Option<&Path>) -> Option<PathBuf> {
         let flag = flag.map(|path| path.to_string_lossy().into_owned());
         self.get(key, flag.as_deref(), "give a path", |text| {
-            if text.is_empty() { Err("is empty".to_string()) } else { Ok(PathBuf::from(text)) }
+            std::path::absolute(text).map_err(|_| "is empty".to_string())
         })
     }
 
