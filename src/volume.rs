@@ -81,10 +81,25 @@ enum Verb {
         #[command(flatten)]
         daemon: RunDir,
     },
+    /// List the ranges in which two volumes of a pool, such as two snapshots, do not share their data
+    Diff {
+        /// Name of the volume
+        name: String,
+        /// Name of the other one
+        other: String,
+        #[command(flatten)]
+        look: Look,
+    },
     /// Stop serving a volume and forget it; its file or device is left alone, its data in a pool are deleted
+    ///
+    /// A file or device that was adopted for it is left as the volume was: drain its pool and delete its copies first. It
+    /// belongs to the pool until that is deleted.
     Delete {
         /// Name of the volume
         name: String,
+        /// Although the file or device that was adopted for it does not hold all of it
+        #[arg(long)]
+        force: bool,
         #[command(flatten)]
         daemon: RunDir,
     },
@@ -184,6 +199,15 @@ struct Create {
     /// Keep the data in this tiered pool
     #[arg(long, value_name = "POOL")]
     pool: Option<String>,
+    /// Take over the data of this file or block device where they are, as cold data of the pool: nothing is copied
+    ///
+    /// What the pool keeps there for itself goes behind the data: a file becomes a little longer, a device must
+    /// have the room (--size says how much of it are data).
+    #[arg(long, value_name = "PATH", requires = "pool")]
+    adopt: Option<PathBuf>,
+    /// Give the name to a volume that the pool has without one, as `sluice pool show` lists them
+    #[arg(long, value_name = "NUMBER", requires = "pool")]
+    unnamed: Option<String>,
     /// Where the pool keeps the data: auto, hot or cold [default: auto]
     #[arg(long, value_name = "TIER", requires = "pool")]
     pin: Option<String>,
@@ -222,8 +246,14 @@ impl Create {
                 body.insert(key.to_string(), json!(true));
             }
         }
-        client::put_numbers(&mut body, [("queues", &self.queues), ("block_size", &self.block_size)]);
-        client::put_paths(&mut body, [("file", &self.file), ("device", &self.device)]);
+        client::put_numbers(
+            &mut body,
+            [("queues", &self.queues), ("block_size", &self.block_size), ("unnamed", &self.unnamed)],
+        );
+        client::put_paths(
+            &mut body,
+            [("file", &self.file), ("device", &self.device), ("adopt", &self.adopt)],
+        );
         client::put_texts(
             &mut body,
             [("size_bytes", &self.size), ("pool", &self.pool), ("pin", &self.pin), ("serial", &self.serial)],
@@ -276,10 +306,18 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             let job = VOLUMES.act(export.wait.daemon(), &export.name, "export", Some(&export.body()))?;
             export.wait.follow(&job)?;
         }
-        Verb::Delete { name, daemon } => {
+        Verb::Diff { name, other, look } => {
+            let below = format!("differences?with={}", client::escape(&other));
+            look.output.print(&VOLUMES.below(&look.daemon, Method::GET, &name, &below, None)?, diff);
+        }
+        Verb::Delete { name, force, daemon } => {
             let volume = VOLUMES.show(&daemon, &name)?;
-            VOLUMES.one(&daemon, Method::DELETE, &name, None)?;
-            let data = if volume["backing"]["pool"].is_null() { "left alone" } else { "deleted" };
+            let query = if force { "?force=true" } else { "" };
+            let path = format!("{}{query}", client::path(VOLUMES.path, &name));
+            client::request(&daemon.admin_socket(VOLUMES.daemon), Method::DELETE, &path, None)?;
+            let place = &volume["backing"]["pool"];
+            let gone = !place.is_null() && place["adopted"].is_null();
+            let data = if gone { "deleted" } else { "left alone" };
             output::line(format_args!("{name} is no longer served; its data are {data}"));
         }
     }
@@ -292,6 +330,13 @@ fn show(volume: &Value) {
     let tier = flat.remove("tier");
     flat.extend(tier.as_ref().and_then(Value::as_object).cloned().into_iter().flatten());
     output::fields(&Value::Object(flat));
+}
+
+fn diff(ranges: &Value) {
+    let rows = ranges.as_array().into_iter().flatten().map(|range| {
+        [format!("{:#x}", range["offset"].as_u64().unwrap_or_default()), output::bytes(&range["bytes"])]
+    });
+    output::table(["OFFSET", "SIZE"], rows);
 }
 
 fn list(volumes: &Value) {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::driver_queue::{Buffer, DriverQueue, wait_any_call};
 use crate::frontend::{
-    F_EVENT_IDX, F_INDIRECT, F_PROTOCOL, F_VERSION_1, Frontend, Inflight, PATIENCE, Protocol,
+    F_EVENT_IDX, F_INDIRECT, F_LOG_ALL, F_PROTOCOL, F_VERSION_1, Frontend, Inflight, PATIENCE, Protocol,
 };
 use crate::guest_ram::GuestRam;
 
@@ -212,6 +212,20 @@ impl BlkFrontend {
         for (index, (ring, base)) in self.rings.iter().zip(bases).enumerate() {
             self.frontend.start_queue(index as u16, &ring.queue, *base)?;
             ring.queue.kick();
+        }
+        Ok(())
+    }
+
+    /// Has the daemon mark in `log` what it writes from now on, as QEMU does when its guest begins to migrate.
+    ///
+    /// # Errors
+    /// A message was refused.
+    pub fn log_to(&mut self, log: &GuestRam) -> io::Result<()> {
+        self.frontend.set_log(log)?;
+        self.frontend.set_features(self.frontend.features | F_LOG_ALL)?;
+        for (index, ring) in self.rings.iter().enumerate() {
+            let [_, _, used] = ring.queue.addresses();
+            self.frontend.set_addresses(index as u16, &ring.queue, Some(used))?;
         }
         Ok(())
     }

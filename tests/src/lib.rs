@@ -4,13 +4,15 @@
 //! driver's side of a ring ([`driver_queue`]) in shared memory ([`guest_ram`]), a network and a block driver on
 //! top ([`net_frontend`], [`blk_frontend`]); what a disk must hold ([`disk_model`]); the program under test
 //! ([`binary`]) and its daemons ([`daemon`]); a device that echoes for tests of the session itself ([`echo_device`]); the log ([`log_lines`]);
-//! a controller with switches and hosts around it ([`fabric`]), and the frames that they exchange ([`wire`]); a browser ([`browser`]).
+//! a controller with switches and hosts around it ([`fabric`]), and the frames that they exchange ([`wire`]); a browser ([`browser`]);
+//! block devices ([`block_devices`]).
 
 use std::time::{Duration, Instant};
 
 pub mod bad_messages;
 pub mod binary;
 pub mod blk_frontend;
+pub mod block_devices;
 pub mod browser;
 pub mod daemon;
 pub mod disk_model;

@@ -9,6 +9,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use serde_json::{Value, json};
 use telemetry::Problem;
 use tests::blk_frontend::*;
+use tests::block_devices::{LoopDevice, RamDisk, run};
 use tests::frontend::{F_PROTOCOL, F_VERSION_1, PATIENCE, Request, pair};
 use vhost_blk::config::DaemonConfig;
 use vhost_blk::daemon::Daemon;
@@ -279,7 +280,7 @@ fn volumes_are_found_again_and_one_that_is_missing_is_told() {
     // It is tried again by itself.
     std::fs::rename(&aside, &path).unwrap();
     assert!(tests::holds_within(PATIENCE, || bed.daemon().volumes().list() == before));
-    bed.daemon().volumes().delete("v0").unwrap();
+    bed.daemon().volumes().delete("v0", false).unwrap();
     assert!(path.exists() && !bed.socket("v0").exists());
     bed.stop();
     bed.start();
@@ -359,56 +360,8 @@ impl SmallSystem {
 
 impl Drop for SmallSystem {
     fn drop(&mut self) {
-        run("umount", &["--lazy", self.0.to_str().unwrap()]);
+        let _ = run("umount", &["--lazy", self.0.to_str().unwrap()]);
     }
-}
-
-/// A block device over a file; taken down when dropped.
-struct LoopDevice(String);
-
-impl LoopDevice {
-    /// `None` without the right to make one.
-    fn new(file: &Path, sector_bytes: u32) -> Option<LoopDevice> {
-        let sector_bytes = sector_bytes.to_string();
-        let args = ["--find", "--show", "--sector-size", &sector_bytes, file.to_str().unwrap()];
-        run("losetup", &args).map(|path| LoopDevice(path.trim().to_string()))
-    }
-}
-
-impl Drop for LoopDevice {
-    fn drop(&mut self) {
-        run("losetup", &["--detach", &self.0]);
-    }
-}
-
-/// A compressed RAM disk; removed when dropped.
-struct RamDisk(String);
-
-impl RamDisk {
-    /// `None` without the right to make one, or where the kernel has none.
-    fn new(bytes: u64) -> Option<RamDisk> {
-        let number = std::fs::read_to_string("/sys/class/zram-control/hot_add").ok()?;
-        let disk = RamDisk(number.trim().to_string());
-        std::fs::write(format!("/sys/block/zram{}/disksize", disk.0), bytes.to_string()).ok()?;
-        Some(disk)
-    }
-
-    fn path(&self) -> String {
-        format!("/dev/zram{}", self.0)
-    }
-}
-
-impl Drop for RamDisk {
-    fn drop(&mut self) {
-        let _ = std::fs::write(format!("/sys/block/zram{}/reset", self.0), "1");
-        let _ = std::fs::write("/sys/class/zram-control/hot_remove", &self.0);
-    }
-}
-
-/// What a program printed, if it ended well.
-fn run(program: &str, args: &[&str]) -> Option<String> {
-    let output = std::process::Command::new(program).args(args).output().expect("a program of util-linux");
-    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 #[test]
@@ -428,7 +381,7 @@ fn no_space_on_the_host_is_an_error_of_that_request_only() {
     assert_eq!(driver.write(16_000, &block), OK, "there is space again");
     assert_eq!(bed.daemon().volumes().show("v0").unwrap().state, VolumeState::Serving);
     drop(driver);
-    bed.daemon().volumes().delete("v0").unwrap();
+    bed.daemon().volumes().delete("v0", false).unwrap();
 }
 
 #[test]
@@ -439,7 +392,7 @@ fn a_failed_flush_ends_all_writing_and_shows() {
     std::fs::File::create(&file).unwrap().set_len(16 * MIB).unwrap();
     let Some(device) = LoopDevice::new(&file, 4096) else { return };
     // Blocks smaller than the device's go through the page cache: the device's failure shows at the flush.
-    bed.create(json!({"name": "v0", "device": device.0, "block_size": 512})).expect("a volume");
+    bed.create(json!({"name": "v0", "device": device.path(), "block_size": 512})).expect("a volume");
     let mut driver = bed.driver("v0");
     assert_eq!((driver.write(0, &pattern(1, 8192)), driver.flush()), (OK, OK));
     let block = pattern(2, 64 << 10);
@@ -468,7 +421,7 @@ fn a_failed_flush_ends_all_writing_and_shows() {
     assert!(driver.frontend().closed_within(PATIENCE), "a reader must look again");
     assert_eq!(bed.daemon().volumes().reopen("v0").unwrap_err().status, 409);
     assert_eq!(bed.driver("v0").write(0, &pattern(3, 4096)), OK);
-    bed.daemon().volumes().delete("v0").unwrap();
+    bed.daemon().volumes().delete("v0", false).unwrap();
 }
 
 #[test]
@@ -477,7 +430,7 @@ fn a_block_device_is_served_with_its_own_block_size() {
     let file = bed.path("backing");
     std::fs::File::create(&file).unwrap().set_len(16 * MIB).unwrap();
     let Some(device) = LoopDevice::new(&file, 4096) else { return };
-    let view = bed.create(json!({"name": "d0", "device": device.0})).expect("a volume");
+    let view = bed.create(json!({"name": "d0", "device": device.path()})).expect("a volume");
     assert_eq!((view.spec.block_bytes, view.spec.size_bytes), (Some(4096), Some(16 * MIB)));
     let mut driver = bed.driver("d0");
     let data = pattern(3, 1 << 16);
@@ -491,7 +444,7 @@ fn a_block_device_is_served_with_its_own_block_size() {
     assert_eq!(driver.ranges(WRITE_ZEROES, &[(72, 8, 0)]), OK);
     assert_eq!(driver.read(72, 4096), vec![0; 4096]);
     drop(driver);
-    bed.daemon().volumes().delete("d0").unwrap();
+    bed.daemon().volumes().delete("d0", false).unwrap();
 }
 
 /// Small transfers of a disk in memory are carried out at once, large ones by the kernel's threads: both at the same time.
@@ -537,7 +490,7 @@ fn a_disk_in_memory_is_served_both_ways() {
     assert_eq!((driver.flush(), driver.ranges(DISCARD, &[(0, 8, 0)])), (OK, OK));
     assert_eq!(driver.read(0, 4096), vec![0; 4096]);
     drop(driver);
-    bed.daemon().volumes().delete("z0").unwrap();
+    bed.daemon().volumes().delete("z0", false).unwrap();
 }
 
 #[test]
@@ -577,7 +530,7 @@ fn volumes_come_and_go_while_others_run() {
         let mut other = bed.driver(&name);
         assert_eq!(other.write(round, &data[..512]), OK);
         // Deleting it closes the frontend that is connected.
-        bed.daemon().volumes().delete(&name).unwrap();
+        bed.daemon().volumes().delete(&name, false).unwrap();
         assert!(other.frontend().closed_within(PATIENCE));
         for index in 0..2 {
             while driver.in_flight(index) > 0 {

@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::Value;
-use tests::blk_frontend::{BlkFrontend, BlkOptions, IO_ERROR, OK};
+use tests::blk_frontend::{BlkFrontend, BlkOptions, DISCARD, IO_ERROR, OK};
+use tests::block_devices::LoopDevice;
 use tests::disk_model::SECTOR;
 use tests::frontend::PATIENCE;
 use tests::holds_within;
@@ -248,4 +249,140 @@ fn an_import_or_export_that_is_killed_leaves_nothing() {
     assert_eq!(pool["usage"]["unnamed"].as_array().map_or(0, Vec::len), 0, "{pool}");
     bed.run(&["volume", "export", "gold", "--to", &path(&dir, "out.raw")]);
     assert!(std::fs::read(dir.join("out.raw")).unwrap() == bytes);
+}
+
+/// A raw file becomes a volume where it is, and is the image of that volume again after a drain.
+#[test]
+fn a_raw_file_is_adopted_where_it_is() {
+    let mut bed = Bed::new("16MiB", "64MiB");
+    let dir = bed.site.dir.clone();
+    let image = path(&dir, "old.raw");
+    let mut bytes: Vec<u8> = (0..9 * MIB as usize + 1536).map(|at| (at / 512 * 7) as u8).collect();
+    // Bytes at its beginning are a guest's: they may look like a part of a pool, and nobody believes them.
+    std::fs::write(&image, &bytes).unwrap();
+    let create = ["volume", "create", "v1", "--pool", "pool0", "--adopt"];
+    let refused = |from: &str| bed.refused(&[&create[..], &[from]].concat());
+    assert!(refused(&path(&dir, "none.raw")).contains("No such file"));
+    assert!(refused(&path(&dir, "cold.img")).contains("belongs to a pool"));
+    std::fs::write(path(&dir, "odd.raw"), [1; 700]).unwrap();
+    assert!(refused(&path(&dir, "odd.raw")).contains("whole sectors"));
+    assert_eq!(std::fs::metadata(path(&dir, "odd.raw")).unwrap().len(), 700);
+    bed.run(&[&create[..], &[&image]].concat());
+    let shown = bed.site.sluice_json(&["volume", "show", "v1"]).unwrap();
+    assert_eq!(shown["size_bytes"], Value::from(bytes.len()));
+    let refused = bed.refused(&["volume", "create", "v2", "--pool", "pool0", "--adopt", &image]);
+    assert!(refused.contains("belongs to a pool"), "{refused}");
+    let mut blk = BlkFrontend::connect(bed.site.socket("v1"), BlkOptions::default()).unwrap();
+    let last = bytes.len() / SECTOR - 1;
+    for sector in [0, 1000, last] {
+        assert_eq!(blk.read(sector as u64, SECTOR), bytes[sector * SECTOR..][..SECTOR]);
+    }
+    // A superblock of the pool itself, as a guest could have read it somewhere.
+    let block = std::fs::read(path(&dir, "cold.img")).unwrap()[..8192].to_vec();
+    for (sector, with) in [(0, block), (1000, vec![0x42; 4096])] {
+        assert_eq!(blk.write(sector as u64, &with), OK);
+        bytes[sector * SECTOR..][..with.len()].copy_from_slice(&with);
+    }
+    assert_eq!(blk.flush(), OK);
+    bed.daemon.kill_and_restart();
+    blk.reconnect().unwrap();
+    assert_eq!(blk.read(1000, 4096), bytes[1000 * SECTOR..][..4096]);
+    bed.run(&["pool", "drain", "pool0", "--hot"]);
+    drop(blk);
+    bed.daemon.kill_and_restart();
+    let mut blk = BlkFrontend::connect(bed.site.socket("v1"), BlkOptions::default()).unwrap();
+    assert_eq!(blk.read(0, 8192), bytes[..8192]);
+    assert!(std::fs::read(&image).unwrap()[..bytes.len()] == bytes[..], "it is the image of its volume");
+}
+
+/// An adopted file is the volume's present content when that is deleted, and its owner's alone when the pool is.
+#[test]
+fn an_adopted_file_is_left_as_its_volume_was() {
+    let mut bed = Bed::new("16MiB", "64MiB");
+    let dir = bed.site.dir.clone();
+    let image = path(&dir, "old.raw");
+    let mut bytes: Vec<u8> = (0..6 * MIB as usize + 512).map(|at| (at / 512 * 3) as u8 | 1).collect();
+    std::fs::write(&image, &bytes).unwrap();
+    let adopt = ["volume", "create", "v1", "--pool", "pool0", "--adopt", &image];
+    bed.run(&adopt);
+    let mut blk = BlkFrontend::connect(bed.site.socket("v1"), BlkOptions::default()).unwrap();
+    assert_eq!(blk.write(256, &[0x42; 4096]), OK);
+    bytes[256 * SECTOR..][..4096].fill(0x42);
+    let free = pool_usage(&bed, "cold_free_bytes");
+    bed.run(&["volume", "clone", "v1", "c1"]);
+    let mut clone = BlkFrontend::connect(bed.site.socket("c1"), BlkOptions::default()).unwrap();
+    assert_eq!(clone.write(512, &[0x43; 4096]), OK);
+    assert_eq!(clone.read(256, 4096), [0x42; 4096]);
+    let refused = bed.refused(&["volume", "delete", "v1"]);
+    assert!(refused.contains("shared with copies") && refused.contains("--force"), "{refused}");
+    assert_eq!(blk.read(256, 4096), [0x42; 4096], "its guest has not noticed");
+    drop(clone);
+    bed.run(&["volume", "delete", "c1"]);
+    assert!(
+        holds_within(PATIENCE, || pool_usage(&bed, "cold_free_bytes") == free),
+        "nothing is shared any more"
+    );
+    assert_eq!(blk.ranges(DISCARD, &[(1024, 128, 0)]), OK);
+    bytes[1024 * SECTOR..][..128 * SECTOR].fill(0);
+    assert_eq!(blk.write(256, &[0x44; 4096]), OK);
+    bytes[256 * SECTOR..][..4096].fill(0x44);
+    assert!(bed.refused(&["volume", "delete", "v1"]).contains("pool drain pool0 --hot"));
+    bed.daemon.kill_and_restart();
+    blk.reconnect().unwrap();
+    assert_eq!(blk.read(256, 4096), [0x44; 4096]);
+    drop(blk);
+    let deleted = || {
+        bed.run(&["pool", "drain", "pool0", "--hot"]);
+        bed.site.sluice(&["volume", "delete", "v1"]).is_ok()
+    };
+    assert!(holds_within(PATIENCE, deleted), "{}", bed.refused(&["volume", "delete", "v1"]));
+    assert!(std::fs::read(&image).unwrap()[..bytes.len()] == bytes[..]);
+    // What was the volume's is not given back to the file's system by the next checkpoints either.
+    bed.run(&["pool", "drain", "pool0", "--hot"]);
+    bed.daemon.kill_and_restart();
+    bed.run(&["pool", "drain", "pool0", "--hot"]);
+    assert!(std::fs::read(&image).unwrap()[..bytes.len()] == bytes[..]);
+    let refused = bed.refused(&adopt);
+    assert!(refused.contains("belongs to a pool"), "{refused}");
+    // Nobody else takes it for an empty one, whether the daemon knows it or not.
+    let other = Bed::without_pool();
+    let (hot, cold) = (other.device("hot", "8MiB"), format!("{image}:4MiB"));
+    let create = ["pool", "create", "pool1", "--hot", &hot, "--cold", &cold];
+    assert!(other.refused(&create).contains("in use"));
+    assert!(bed.refused(&create).contains("in use by the pool `pool0`"));
+    bed.daemon.stop();
+    assert!(other.refused(&create).contains("belongs to the pool"));
+    bed.daemon = tests::daemon::Daemon::blk(&bed.site);
+    bed.run(&["pool", "delete", "pool0"]);
+    assert!(std::fs::read(&image).unwrap() == bytes, "as long as it was");
+}
+
+/// A device is adopted where there is room behind its data, and nobody's data are overwritten for it.
+#[test]
+fn a_block_device_is_adopted_with_room_behind_its_data() {
+    let mut bed = Bed::new("16MiB", "64MiB");
+    let file = bed.site.dir.join("lv.raw");
+    let bytes: Vec<u8> = (0..8 * MIB as usize).map(|at| (at / 512 * 3) as u8 | 1).collect();
+    std::fs::write(&file, &bytes).unwrap();
+    let Some(device) = LoopDevice::new(&file, 512) else { return };
+    let create = ["volume", "create", "v1", "--pool", "pool0", "--adopt", &device.path()];
+    let refused = bed.refused(&create);
+    assert!(refused.contains("the pool needs 8396800 for 8388608 of data"), "{refused}");
+    let refused = bed.refused(&[&create[..], &["--size", "4MiB"]].concat());
+    assert!(refused.contains("has data from byte 4194304 on"), "{refused}");
+    drop(device);
+    assert!(std::fs::read(&file).unwrap() == bytes);
+    std::fs::File::options().write(true).open(&file).unwrap().set_len(9 * MIB).unwrap();
+    let device = LoopDevice::new(&file, 512).unwrap();
+    bed.run(&["volume", "create", "v1", "--pool", "pool0", "--adopt", &device.path(), "--size", "8MiB"]);
+    let mut blk = BlkFrontend::connect(bed.site.socket("v1"), BlkOptions::default()).unwrap();
+    assert_eq!(blk.capacity().unwrap(), 8 * MIB / 512);
+    assert_eq!(blk.write(0, &[0x42; 4096]), OK);
+    bed.daemon.kill_and_restart();
+    blk.reconnect().unwrap();
+    assert_eq!(blk.read(0, 4096), [0x42; 4096]);
+    for sector in (8..8 * MIB / 512).step_by(1000) {
+        assert_eq!(blk.read(sector, SECTOR), bytes[sector as usize * SECTOR..][..SECTOR]);
+    }
+    bed.daemon.stop();
 }

@@ -1,6 +1,8 @@
 //! What an operator does with pools while guests are at work.
 
+use std::io::{Read as _, Write as _};
 use std::os::unix::fs::FileExt as _;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -85,6 +87,38 @@ fn a_drain_is_cancelled() {
     bed.daemon = tests::daemon::Daemon::blk(&bed.site);
     blk.reconnect().unwrap();
     assert_eq!(blk.read(0, UNIT), vec![1; UNIT]);
+}
+
+/// On a terminal a drain has a bar with rate and time left; Ctrl-C ends the job with the command, and it says so.
+#[test]
+fn a_drain_shows_itself_on_a_terminal() {
+    let bed = Bed::without_pool();
+    bed.make_pool("32MiB", "64MiB", &["--migration-limit", "1MiB"]);
+    bed.volume("v0", 24 * MIB, &[]);
+    write_units(&mut connect(&bed, "v0"), 0, 320, 1);
+    let (program, run_dir) = (bed.site.program.display(), bed.site.run_dir());
+    let drain = format!("{program} pool drain pool0 --hot --run-dir {}", run_dir.display());
+    let mut terminal = Command::new("script");
+    terminal.args(["-qefc", &drain, "/dev/null"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut terminal = terminal.spawn().unwrap_or_else(|error| panic!("script (package bsdutils): {error}"));
+    let mut screen = terminal.stdout.take().unwrap();
+    let mut said = String::new();
+    let mut read = |said: &mut String| {
+        let mut bytes = [0; 4096];
+        let count = screen.read(&mut bytes).unwrap_or_default();
+        said.push_str(&String::from_utf8_lossy(&bytes[..count]));
+        count > 0
+    };
+    while !(said.contains("MiB/s ") && said.contains("s left")) {
+        assert!(read(&mut said), "the drain has ended: {said}");
+    }
+    assert!(said.contains("drain pool0 "), "{said}");
+    terminal.stdin.as_ref().unwrap().write_all(b"\x03").unwrap();
+    while read(&mut said) {}
+    assert!(said.contains("drain pool0 (job 1) was cancelled at "), "{said}");
+    assert_eq!(terminal.wait().unwrap().code(), Some(1));
+    assert_eq!(bed.json(&["job", "show", "1"])["state"], "cancelled");
+    assert!(bed.pool()["usage"]["dirty_bytes"].as_u64().unwrap() > 8 * MIB);
 }
 
 /// A full pool gets more space, from the device it has and from others, and writes that waited go on; it is found again.
@@ -269,8 +303,13 @@ fn a_check_tells_what_is_damaged() {
     let mut blk = connect(&bed, "v0");
     write_units(&mut blk, 0, 64, 1);
     bed.run(&["volume", "clone", "v0", "c0"]);
+    assert_eq!(bed.json(&["volume", "diff", "v0", "c0"]), serde_json::json!([]));
     write_units(&mut blk, 0, 8, 2);
     assert_eq!(blk.flush(), OK);
+    let differing = serde_json::json!([{"offset": 0, "bytes": 8 * UNIT}]);
+    assert_eq!(bed.json(&["volume", "diff", "v0", "c0"]), differing);
+    assert!(bed.run(&["volume", "diff", "c0", "v0"]).contains("512KiB"));
+    assert!(bed.refused(&["volume", "diff", "v0", "c1"]).contains("there is no volume `c1`"));
     let checked = bed.json(&["pool", "check", "pool0"]);
     assert_eq!(checked["findings"], serde_json::json!([]));
     assert_eq!((checked["volumes"].as_u64(), checked["mapped_bytes"].as_u64()), (Some(2), Some(8 * MIB)));
@@ -385,7 +424,10 @@ fn a_tiered_volume_grows_and_does_not_shrink() {
     bed.volume("v0", 8 * MIB, &[]);
     let mut blk = connect(&bed, "v0");
     write_units(&mut blk, 0, 8, 1);
+    let channel = blk.frontend().open_request_channel().unwrap();
     bed.run(&["volume", "resize", "v0", "16MiB"]);
+    let message = channel.reply().unwrap();
+    assert_eq!((message.request, message.payload.len()), (2, 0), "CONFIG_CHANGE_MSG");
     assert_eq!(blk.capacity().unwrap(), 16 * MIB / 512);
     write_units(&mut blk, 200, 8, 2);
     let refused = bed.refused(&["volume", "resize", "v0", "4MiB"]);
@@ -493,4 +535,16 @@ fn volumes_without_a_name_are_deleted_if_nothing_is_lost_with_them() {
     assert_eq!(bed.json(&["pool", "check", "pool0"])["findings"], serde_json::json!([]));
     let mut blk = connect(&bed, "v0");
     assert_eq!(blk.read(7 * 128, UNIT), vec![1; UNIT]);
+    // It gets a name again; then it can be used, or deleted.
+    let name =
+        |id: &str| ["volume", "create", "found", "--pool", "pool0", "--unnamed", id].map(str::to_string);
+    let refused = bed.refused(&name("999").each_ref().map(String::as_str));
+    assert!(refused.contains("no volume 999 without a name"), "{refused}");
+    bed.run(&name(&data.to_string()).each_ref().map(String::as_str));
+    assert_eq!(connect(&bed, "found").read(0, UNIT), vec![2; UNIT]);
+    let refused =
+        bed.refused(&["volume", "create", "twice", "--pool", "pool0", "--unnamed", &data.to_string()]);
+    assert!(refused.contains("without a name"), "{refused}");
+    bed.run(&["volume", "delete", "found"]);
+    assert_eq!(bed.pool()["usage"]["unnamed"], serde_json::json!([]));
 }

@@ -8,6 +8,7 @@ use tests::blk_frontend::{BlkFrontend, BlkOptions, BlkRequest, IO_ERROR, OK, REA
 use tests::daemon::Daemon;
 use tests::disk_model::{DiskModel, SECTOR};
 use tests::frontend::PATIENCE;
+use tests::guest_ram::GuestRam;
 use tests::holds_within;
 use tests::pool_bed::{Bed, MIB};
 
@@ -274,6 +275,30 @@ fn without_an_inflight_region_what_waits_ends_or_is_done_again() {
     }
     // The last overwrite came after the seventh write that waits; the eighth is behind it.
     assert_eq!(failed.len(), held.len() - 1);
+    held.retain(|(tag, _)| !failed.contains(tag));
+    blk.resume(&bases).unwrap();
+    bed.run(&["volume", "delete", "ballast"]);
+    all_done(&mut blk, &held);
+}
+
+/// The same while a guest migrates, for QEMU does not take the inflight region along.
+#[test]
+fn while_a_dirty_log_runs_what_waits_ends_or_is_done_again() {
+    let bed = Bed::new("4MiB", "16MiB");
+    let mut blk = full_pool(&bed, BlkOptions::default());
+    let mut held = first_held(&blk);
+    hold_more(&mut blk, &mut held);
+    let log = GuestRam::new(0, 2 << 20).unwrap();
+    blk.log_to(&log).unwrap();
+    let began = Instant::now();
+    let bases = blk.pause().unwrap();
+    assert!(began.elapsed() < DETACH, "{:?}", began.elapsed());
+    let mut failed = Vec::new();
+    while let Some(answer) = blk.answer_any(Duration::ZERO) {
+        assert_eq!(answer.status, IO_ERROR, "{answer:?}");
+        failed.push(answer.tag);
+    }
+    assert!(!failed.is_empty() && failed.len() < held.len(), "{failed:?} of {held:?}");
     held.retain(|(tag, _)| !failed.contains(tag));
     blk.resume(&bases).unwrap();
     bed.run(&["volume", "delete", "ballast"]);

@@ -53,8 +53,18 @@ impl Allocator {
 
     /// Takes slot `at` of the adopted device whose slots begin at `first`. False if there is none, or it is taken.
     pub fn allocate_home(&mut self, first: u64, at: u64) -> bool {
-        let there = self.homes.iter().any(|home| home.first == first && at < home.slots);
-        there && self.take(first + at)
+        self.home_slot(first, at).is_some_and(|slot| self.take(slot))
+    }
+
+    /// Slot `at` of the adopted device whose slots begin at `first`, if there is one.
+    pub fn home_slot(&self, first: u64, at: u64) -> Option<u64> {
+        self.homes.iter().any(|home| home.first == first && at < home.slots).then(|| first + at)
+    }
+
+    /// Where the slots of the adopted device begin that this slot is on.
+    pub fn home_of(&self, slot: u64) -> Option<u64> {
+        let home = self.homes.iter().find(|home| (home.first..home.first + home.slots).contains(&slot));
+        home.map(|home| home.first)
     }
 
     /// The word and bit of a slot of an adopted device.

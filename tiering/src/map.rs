@@ -452,17 +452,17 @@ impl Map {
         old.extent().filter(|extent| self.disown(*extent))
     }
 
-    /// The units in which two volumes differ, as (first unit, count) in order: equal leaves are skipped unseen.
-    pub fn diff(&self, a: &Volume, b: &Volume) -> Vec<(u64, u64)> {
+    /// The units of a range in which two volumes differ, as (first unit, count) in order: equal leaves are skipped unseen.
+    pub fn diff(&self, a: &Volume, b: &Volume, range: std::ops::Range<u64>) -> Vec<(u64, u64)> {
         let mut ranges: Vec<(u64, u64)> = Vec::new();
-        for at in 0..a.top.len().max(b.top.len()) {
+        let end = a.top.len().max(b.top.len()).min(range.end.div_ceil(LEAF_ENTRIES) as usize);
+        for at in (range.start / LEAF_ENTRIES) as usize..end {
             if a.top.get(at).unwrap_or(&0) == b.top.get(at).unwrap_or(&0) {
                 continue;
             }
             let first = at as u64 * LEAF_ENTRIES;
-            for unit in
-                (first..first + LEAF_ENTRIES).filter(|u| self.get(a, *u).extent() != self.get(b, *u).extent())
-            {
+            let units = first.max(range.start)..(first + LEAF_ENTRIES).min(range.end);
+            for unit in units.filter(|unit| self.get(a, *unit).extent() != self.get(b, *unit).extent()) {
                 match ranges.last_mut() {
                     Some((start, count)) if *start + *count == unit => *count += 1,
                     _ => ranges.push((unit, 1)),

@@ -87,7 +87,7 @@ proptest! {
             }
             prop_assert!(map.leaf_count() <= map.leaves_reserved() , "a reservation covers what is used");
             if let [a, .., b] = naive.keys().copied().collect::<Vec<_>>()[..] {
-                let differing: Vec<u64> = map.diff(map.volume(a).unwrap(), map.volume(b).unwrap())
+                let differing: Vec<u64> = map.diff(map.volume(a).unwrap(), map.volume(b).unwrap(), 0..u64::MAX)
                     .into_iter().flat_map(|(first, count)| first..first + count).collect();
                 let expected: BTreeSet<u64> = naive[&a].iter().filter(|(u, e)| naive[&b].get(u) != Some(e)).map(|(u, _)| *u)
                     .chain(naive[&b].keys().filter(|u| !naive[&a].contains_key(u)).copied()).collect();

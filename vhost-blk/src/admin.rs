@@ -17,7 +17,7 @@ use crate::image::{ExportVolume, ImportImage, read_export, read_import};
 use crate::job::JobView;
 use crate::spec::{CreateVolume, ForkVolume, ResizeVolume, VolumeView, read_create, read_fork, read_resize};
 use crate::tier::check::CheckView;
-use crate::tier::explain::{CELLS_MAX, HeatView, PlaceView};
+use crate::tier::explain::{CELLS_MAX, DifferenceView, HeatView, PlaceView};
 use crate::tier::limits::{SetLimits, SetPin, SetTenant, read_limits, read_pin, read_tenant};
 use crate::tier::spec::{self as pools, CreatePool, ExtendPool, OpenPool, PoolView};
 use crate::volume::Volumes;
@@ -46,6 +46,7 @@ pub fn router(volumes: Arc<Volumes>) -> Router {
         .routes(routes!(set_limits))
         .routes(routes!(explain))
         .routes(routes!(heat))
+        .routes(routes!(differences))
         .routes(routes!(list_jobs))
         .routes(routes!(show_job, cancel_job))
         .split_for_parts();
@@ -129,16 +130,19 @@ async fn reopen(
     blocking(volumes, move |volumes| volumes.reopen(&name)).await?.map(Json)
 }
 
-/// Stop serving a volume and forget it; its data stay, but those in a pool are deleted.
-#[utoipa::path(delete, path = "/v1/volumes/{name}", params(("name" = String, Path)), responses(
+/// Stop serving a volume and forget it; its data stay, but those in a pool are deleted. A file that was adopted stays as it is.
+#[utoipa::path(delete, path = "/v1/volumes/{name}", params(("name" = String, Path), Force), responses(
     (status = 204),
     (status = 404, body = Problem),
+    (status = 409, description = "It was adopted, and its file does not hold all of it", body = Problem),
 ))]
 async fn delete(
     State(volumes): State<Arc<Volumes>>,
     Path(name): Path<String>,
+    force: Result<Query<Force>, QueryRejection>,
 ) -> Result<StatusCode, Problem> {
-    blocking(volumes, move |volumes| volumes.delete(&name)).await??;
+    let Force { force } = query(force)?;
+    blocking(volumes, move |volumes| volumes.delete(&name, force)).await??;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -382,6 +386,34 @@ struct At {
 struct Cells {
     /// Cells at most, 1 to 4096; 1024 when absent.
     cells: Option<u64>,
+}
+
+#[derive(serde::Deserialize, utoipa::IntoParams)]
+struct With {
+    /// Name of the other volume.
+    with: String,
+}
+
+/// Where two volumes of a pool, such as two snapshots, do not share their data.
+#[utoipa::path(get, path = "/v1/volumes/{name}/differences", params(("name" = String, Path), With), responses(
+    (status = 200, body = Vec<DifferenceView>),
+    (status = 404, body = Problem),
+    (status = 409, description = "They are not in the same pool", body = Problem),
+))]
+async fn differences(
+    State(volumes): State<Arc<Volumes>>,
+    Path(name): Path<String>,
+    with: Result<Query<With>, QueryRejection>,
+) -> Result<Json<Vec<DifferenceView>>, Problem> {
+    let With { with } = query(with)?;
+    blocking(volumes, move |volumes| volumes.differences(&name, &with)).await?.map(Json)
+}
+
+#[derive(serde::Deserialize, utoipa::IntoParams)]
+struct Force {
+    /// Also one that was adopted and whose file does not hold all of it; false when absent.
+    #[serde(default)]
+    force: bool,
 }
 
 fn query<T>(query: Result<Query<T>, QueryRejection>) -> Result<T, Problem> {

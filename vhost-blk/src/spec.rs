@@ -153,6 +153,10 @@ pub struct CreateVolume {
     pool: Option<String>,
     /// Where a pool keeps the data: `auto`, `hot` or `cold`; `auto` when absent.
     pin: Option<String>,
+    /// Path of a file or block device whose data the pool takes over where they are.
+    adopt: Option<String>,
+    /// Number of a volume that the pool has and that has no name: it gets this one.
+    unnamed: Option<u32>,
     /// Bytes of the pool that it may use, such as `10GiB`; no limit when absent.
     quota: Option<String>,
     /// Bytes of the hot tier that others do not take from it.
@@ -190,7 +194,7 @@ pub struct ResizeVolume {
 }
 
 /// Checks the body of a request to create a volume. The keys are `name`, one of `file`, `device`, `pool` and
-/// `null`, `pin`, `quota`, `hot_min`, `hot_max`, `tenant`, `size_bytes`, `queues`, `read_only`, `serial`, `block_size`, `socket_owner`, `socket_group`, `socket_mode`.
+/// `null`, `pin`, `adopt`, `unnamed`, `quota`, `hot_min`, `hot_max`, `tenant`, `size_bytes`, `queues`, `read_only`, `serial`, `block_size`, `socket_owner`, `socket_group`, `socket_mode`.
 ///
 /// # Errors
 /// Everything that is wrong with it.
@@ -212,7 +216,9 @@ pub fn read_create(body: Value) -> Result<NewVolume, Problem> {
         fields.errors().add("block_size", bytes, "not a block size", "use 512 or 4096");
     }
     let size_bytes = read_size(&mut fields, block_bytes.unwrap_or(512));
-    if size_bytes.is_none() && matches!(backing, Some(Backing::Null | Backing::Pool(_))) {
+    let there = |place: &PoolPlace| place.adopted.is_some() || place.id != 0;
+    let has_size = backing.as_ref().and_then(Backing::place).is_some_and(there);
+    if size_bytes.is_none() && !has_size && matches!(backing, Some(Backing::Null | Backing::Pool(_))) {
         fields.errors().add("size_bytes", "", "missing", format!("this volume needs {SIZE_EXPECTED}"));
     }
     let queues = fields.optional("queues", "a number from 1 to 16").unwrap_or(1);
@@ -310,7 +316,17 @@ fn read_backing(fields: &mut Fields<'_>) -> Option<Backing> {
     if let (Some(_), None) = (pin, &pool) {
         fields.errors().add("pin", "", "only volumes in a pool have tiers", "give a pool, or leave it out");
     }
-    for (field, path) in [("file", &file), ("device", &device)] {
+    let adopted: Option<PathBuf> = fields.optional("adopt", "the path of a file or block device");
+    if let (Some(path), None) = (&adopted, &pool) {
+        let detail = "only a pool adopts what is there";
+        fields.errors().add("adopt", path.display(), detail, "give a pool, or use file or device");
+    }
+    let unnamed: Option<u32> = fields.optional("unnamed", "the number of a volume of the pool");
+    if let Some(id) = unnamed.filter(|id| *id == 0 || pool.is_none() || adopted.is_some()) {
+        let remedy = "give the pool and a number that it shows as unnamed, and nothing to adopt";
+        fields.errors().add("unnamed", id, "no volume of a pool", remedy);
+    }
+    for (field, path) in [("file", &file), ("device", &device), ("adopt", &adopted)] {
         if let Some(path) = path.as_ref().filter(|path| !path.is_absolute()) {
             fields.errors().add(field, path.display(), "not an absolute path", "begin it with `/`");
         }
@@ -318,9 +334,10 @@ fn read_backing(fields: &mut Fields<'_>) -> Option<Backing> {
     let mut given: Vec<Backing> = Vec::new();
     given.extend(file.map(Backing::File));
     given.extend(device.map(Backing::Device));
-    given.extend(
-        pool.map(|name| Backing::Pool(PoolPlace { name, id: 0, pin: pin.unwrap_or_default(), origin: None })),
-    );
+    given.extend(pool.map(|name| {
+        let (id, pin) = (unnamed.unwrap_or(0), pin.unwrap_or_default());
+        Backing::Pool(PoolPlace { name, id, pin, origin: None, adopted })
+    }));
     given.extend(null.then_some(Backing::Null));
     let shown = given.iter().map(Backing::to_string).collect::<Vec<_>>().join(", ");
     match given.len() {

@@ -197,7 +197,7 @@ impl Volumes {
         names.iter().for_each(|name| self.try_serving(held, name));
     }
 
-    fn try_serving(&self, held: &mut Held, name: &str) {
+    pub(crate) fn try_serving(&self, held: &mut Held, name: &str) {
         let (Some(volume), Some(workers)) = (held.volumes.get(name), self.workers.get()) else { return };
         if volume.service.is_ok() {
             return;
@@ -275,42 +275,43 @@ impl Volumes {
         let mut held = self.lock();
         held.refuse_taken(&spec.name)?;
         self.workers()?;
-        let made = match &mut spec.backing {
-            Backing::Pool(place) => {
-                let pool = held.open_pool(&place.name)?;
-                let size_bytes = spec.size_bytes.unwrap_or_default();
-                let title = format!("the volume `{}` cannot be created", spec.name);
-                let id = make_in_pool(&pool, size_bytes, place.pin.into())
-                    .map_err(|error| refused(title.clone(), &error, "size_bytes", &size_bytes))?;
-                place.id = id.0;
-                let limited = if limits.is_empty() { Ok(()) } else { self.limit(&mut held, place, &limits) };
-                if let Err(reason) = limited {
-                    held.doomed.push(Doomed { pool: place.name.clone(), id: place.id });
-                    self.bury(&mut held);
-                    return Err(Problem::conflict(title).detail(reason));
-                }
-                Some(pool)
+        let mut made = None;
+        if let Backing::Pool(place) = &mut spec.backing {
+            let pool = held.open_pool(&place.name)?;
+            let size_bytes = spec.size_bytes.unwrap_or_default();
+            let title = format!("the volume `{}` cannot be created", spec.name);
+            if place.adopted.is_some() || place.id != 0 {
+                return self.name_what_is_there(&mut held, spec, &limits, &pool);
             }
-            _ => None,
-        };
+            let id = make_in_pool(&pool, size_bytes, place.pin.into())
+                .map_err(|error| refused(title.clone(), &error, "size_bytes", &size_bytes))?;
+            place.id = id.0;
+            made = Some(Doomed { pool: place.name.clone(), id: id.0 });
+            let limited = if limits.is_empty() { Ok(()) } else { self.limit(&mut held, place, &limits) };
+            if let Err(reason) = limited {
+                held.doomed.extend(made);
+                self.bury(&mut held);
+                return Err(Problem::conflict(title).detail(reason));
+            }
+        }
         self.put_into_service(&mut held, spec, made)
     }
 
-    /// Serves a new volume and keeps it in the list; with its place in a pool given back when that fails.
+    /// Serves a new volume and keeps it in the list; what was made for it in a pool is deleted when that fails.
     pub(crate) fn put_into_service(
         &self,
         held: &mut Held,
         mut spec: VolumeSpec,
-        pool: Option<PoolHandle>,
+        made: Option<Doomed>,
     ) -> Result<VolumeView, Problem> {
         let name = spec.name.clone();
-        let place = spec.backing.place().cloned();
         let undo = |held: &mut Held| {
-            held.doomed.extend(place.map(|place| Doomed { pool: place.name.clone(), id: place.id }));
+            held.doomed.extend(made);
             self.bury(held);
         };
         let workers = self.workers()?;
-        let service = match self.serve(&spec, pool.is_none(), held, workers) {
+        let make = spec.backing.place().is_none();
+        let service = match self.serve(&spec, make, held, workers) {
             Ok(service) => service,
             Err(problem) => {
                 undo(held);
@@ -345,10 +346,16 @@ impl Volumes {
         let id = pool
             .fork(place.volume(), fork.writable)
             .map_err(|error| Problem::conflict(title).detail(chain_of(&error)))?;
-        let backing = Backing::Pool(PoolPlace { id: id.0, origin: Some(from.to_string()), ..place.clone() });
+        let backing = Backing::Pool(PoolPlace {
+            id: id.0,
+            origin: Some(from.to_string()),
+            adopted: None,
+            ..place.clone()
+        });
         let serial = fork.serial.clone().unwrap_or_else(|| crate::spec::default_serial(&fork.name));
         let spec = VolumeSpec { name: fork.name, backing, read_only: !fork.writable, serial, ..source };
-        self.put_into_service(&mut held, spec, Some(pool))
+        let made = Doomed { pool: place.name.clone(), id: id.0 };
+        self.put_into_service(&mut held, spec, Some(made))
     }
 
     /// Grows a volume and tells its guests.
@@ -382,9 +389,13 @@ impl Volumes {
         Ok(self.view(&held.volumes[name]))
     }
 
-    /// Stops serving a volume and forgets it. Its data stay, but those in a pool are deleted.
-    pub fn delete(&self, name: &str) -> Result<(), Problem> {
+    /// Stops serving a volume and forgets it. Its data stay, but those in a pool are deleted. One that was adopted is
+    /// refused, unless `force`, while its file does not hold all of it.
+    pub fn delete(&self, name: &str, force: bool) -> Result<(), Problem> {
         let mut held = self.lock();
+        if !force {
+            self.check_left_whole(&mut held, name)?;
+        }
         let volume = held.volumes.remove(name).ok_or_else(|| no_volume(name))?;
         let doomed = held.doomed.len();
         let place = volume.spec.backing.place();
@@ -620,6 +631,22 @@ impl Held {
         let here = |place: &PoolPlace| place.name == pool && place.id == id.0;
         let volume = self.volumes.values().find(|volume| volume.spec.backing.place().is_some_and(here))?;
         Some(volume.spec.name.clone())
+    }
+
+    /// Looks for a volume of a pool that has no name and is not being made or deleted; true if it is read-only.
+    pub(crate) fn find_unnamed(&self, pool: &PoolHandle, place: &PoolPlace) -> Result<bool, Problem> {
+        let id = place.volume();
+        let find = move |store: &mut tiering::Store| store.volumes().find(|info| info.id == id);
+        let found = pool.ask(find).map_err(crate::tier::gone)?;
+        let on_its_way = |doomed: &Doomed| doomed.pool == place.name && doomed.id == place.id;
+        let busy = self.doomed.iter().chain(&self.unfinished).any(on_its_way);
+        match found.filter(|_| !busy && self.name_in(&place.name, id).is_none()) {
+            Some(info) => Ok(!info.writable),
+            None => {
+                let title = format!("the pool `{}` has no volume {} without a name", place.name, place.id);
+                Err(Problem::conflict(title).detail("`sluice pool show` lists those that it has as unnamed"))
+            }
+        }
     }
 
     /// The open pool of that name.

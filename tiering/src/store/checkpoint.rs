@@ -7,6 +7,7 @@
 use super::commit::CHECKPOINT_TAG;
 use super::{Owner, Store};
 use crate::checkpoint::Writer;
+use crate::hash::FastSet;
 use crate::superblock::CheckpointAt;
 use crate::types::*;
 
@@ -223,7 +224,8 @@ impl Store {
     }
 
     /// Slots freed before a checkpoint can be used again when no action that began before is running. Their space is
-    /// given back to the device first: a discard that came later would take new data with it.
+    /// given back to the device first: a discard that came later would take new data with it. What an adopted device
+    /// holds is its owner's, and stays when the volume that it was is gone.
     pub(super) fn release_cooled(&mut self) {
         let oldest = self.generations.keys().next().copied().unwrap_or(u64::MAX);
         for at in (0..self.cooling.len()).rev() {
@@ -231,7 +233,12 @@ impl Store {
                 continue;
             }
             let (_, extents) = self.cooling.swap_remove(at);
+            let homes: FastSet<Extent> = self.map.volumes().filter_map(|(_, volume)| volume.home).collect();
             for extent in extents {
+                if self.allocator.home_of(extent).is_some_and(|home| !homes.contains(&home)) {
+                    self.allocator.release(extent);
+                    continue;
+                }
                 let (device, offset) = self.locate(Tier::Cold, extent);
                 let owner = Owner::Trim { extent };
                 self.emit(device, ActionKind::Discard, offset, UNIT_BYTES as u32, Buffer::None, owner);

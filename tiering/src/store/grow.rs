@@ -49,7 +49,12 @@ pub enum Growth {
 
 /// Bytes a device must have to be adopted with so many bytes of data.
 pub fn adopted_device_bytes(data_bytes: u64) -> u64 {
-    data_bytes.next_multiple_of(UNIT_BYTES) + 2 * SUPERBLOCK_BYTES as u64
+    adopted_superblocks_at(data_bytes) + 2 * SUPERBLOCK_BYTES as u64
+}
+
+/// Where an adopted device with so many bytes of data has its superblocks.
+pub fn adopted_superblocks_at(data_bytes: u64) -> u64 {
+    data_bytes.next_multiple_of(UNIT_BYTES)
 }
 
 /// A growth that is done and survives a crash.

@@ -36,7 +36,7 @@ mod volumes;
 mod write;
 
 pub use check::{Checked, check};
-pub use grow::{GrowError, Grown, Growth, adopted_device_bytes};
+pub use grow::{GrowError, Grown, Growth, adopted_device_bytes, adopted_superblocks_at};
 pub use layout::DeviceInfo;
 pub use limits::Limits;
 pub use lost::{Lost, Ranges};

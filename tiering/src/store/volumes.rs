@@ -31,7 +31,7 @@ pub enum VolumeError {
     },
     /// The map of the volume may come to need more metadata than the pool has set aside.
     #[error(
-        "the volume may need {wanted} map leaves and the pool has {free} left of {total}: delete volumes, or make the pool with more"
+        "the volume may need {wanted} map leaves, one for 32 MiB, and the pool has {free} left of {total}: delete volumes, or use a pool of larger devices"
     )]
     MetadataFull {
         /// Leaves the volume may need.
@@ -127,8 +127,8 @@ pub struct VolumeInfo {
     pub mapped_bytes: u64,
     /// Bytes of hot slots that its requests filled.
     pub hot_bytes: u64,
-    /// It is the content of an adopted device.
-    pub adopted: bool,
+    /// The adopted device whose content it is.
+    pub adopted: Option<DeviceId>,
 }
 
 /// How much of a range of a volume is where, in units.
@@ -377,14 +377,21 @@ impl Store {
             limits: super::Limits::from_units(volume.limits),
             mapped_bytes: volume.mapped * UNIT_BYTES,
             hot_bytes: u64::from(self.hot.held_by(id)) * UNIT_BYTES,
-            adopted: volume.home.is_some(),
+            adopted: volume.home.map(|home| self.locate(Tier::Cold, home).0),
         })
     }
 
-    /// The ranges in which two volumes differ, as (first byte, bytes), in whole units.
-    pub fn diff(&self, a: VolumeId, b: VolumeId) -> Result<Vec<(u64, u64)>, VolumeError> {
+    /// The ranges in which two volumes differ among `units` units from unit `first` on, as (first byte, bytes), in whole
+    /// units. What they share costs no time.
+    pub fn diff(
+        &self,
+        a: VolumeId,
+        b: VolumeId,
+        first: u64,
+        units: u64,
+    ) -> Result<Vec<(u64, u64)>, VolumeError> {
         let find = |id| self.map.volume(id).ok_or(VolumeError::NoVolume(id));
-        let units = self.map.diff(find(a)?, find(b)?);
+        let units = self.map.diff(find(a)?, find(b)?, first..first.saturating_add(units));
         Ok(units.into_iter().map(|(first, count)| (first * UNIT_BYTES, count * UNIT_BYTES)).collect())
     }
 
@@ -433,6 +440,27 @@ impl Store {
             }
         }
         Ok(found)
+    }
+
+    /// Of the volume of an adopted device, among `count` units from `first` on: those that the device does not hold as the
+    /// volume has them, for it alone. They are only hot, or a copy shares them, or were discarded and are not given back
+    /// yet. `None` for any other volume.
+    pub fn units_away(&self, id: VolumeId, first: u64, count: u64) -> Result<Option<u64>, VolumeError> {
+        let volume = self.map.volume(id).ok_or(VolumeError::NoVolume(id))?;
+        let Some(home) = volume.home else { return Ok(None) };
+        let at_home = |unit: &u64| {
+            let entry = self.map.get(volume, *unit);
+            let slot = self.allocator.home_slot(home, *unit);
+            match entry.extent() {
+                None => slot.is_none_or(|slot| !self.allocator.is_taken(slot)),
+                Some(extent) => {
+                    let clean = self.hot.find(extent).is_none_or(|slot| self.hot.slot(slot).is_clean());
+                    slot == Some(extent) && clean && self.map.owned(volume, *unit, entry)
+                }
+            }
+        };
+        let units = first..first.saturating_add(count).min(volume.units());
+        Ok(Some(units.filter(|unit| !at_home(unit)).count() as u64))
     }
 
     /// Where the byte at `offset` is and why.

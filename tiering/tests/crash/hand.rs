@@ -178,6 +178,40 @@ fn an_adopted_device_is_its_volume_and_stays_an_image_of_it() {
     assert_eq!(again.read_volume(id, ADOPTED_SECTORS), Ok(now));
 }
 
+/// What the device does not hold as its volume has it is told; the volume's deletion leaves the device as it is.
+#[test]
+fn an_adopted_device_outlives_its_volume_unchanged() {
+    let (mut world, id) = adopted();
+    let away = |world: &World| world.store.units_away(id, 0, u64::MAX).unwrap();
+    let wait = |world: &mut World| {
+        for _ in 0..3 {
+            world.store.checkpoint();
+            world.settle(|_, _| {});
+        }
+    };
+    assert_eq!(away(&world), Some(0));
+    assert_eq!(request(&mut world, RequestKind::Write, id, 1, 8), Some(Ok(())));
+    assert_eq!(away(&world), Some(1), "it is hot only");
+    let copy = world.store.fork_volume(id, true).unwrap();
+    wait(&mut world);
+    assert_eq!(away(&world), Some(2), "a copy could change them");
+    assert_eq!(world.store.units_away(copy, 0, u64::MAX), Ok(None));
+    world.store.delete_volume(copy).unwrap();
+    wait(&mut world);
+    assert_eq!(request(&mut world, RequestKind::Discard, id, 0, UNIT_SECTORS), Some(Ok(())));
+    assert_eq!(away(&world), Some(2), "the discarded unit still has its old bytes");
+    world.store.drain(true);
+    wait(&mut world);
+    assert_eq!(away(&world), Some(0));
+    let image = image_of(&world);
+    world.store.delete_volume(id).unwrap();
+    wait(&mut world);
+    assert_eq!(image_of(&world), image);
+    let mut again = reopened(world);
+    wait(&mut again);
+    assert_eq!(image_of(&again), image);
+}
+
 #[test]
 fn nobody_else_gets_space_on_an_adopted_device() {
     let (mut world, id) = adopted();

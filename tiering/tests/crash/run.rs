@@ -568,7 +568,7 @@ impl Run {
         let mut after = World::new(disks, boot, seed, self.broken).map_err(|error| error.to_string())?;
         let present: Vec<VolumeId> = after.store.volumes().map(|info| info.id).collect();
         let adopted: Vec<VolumeId> =
-            after.store.volumes().filter(|info| info.adopted).map(|info| info.id).collect();
+            after.store.volumes().filter(|info| info.adopted.is_some()).map(|info| info.id).collect();
         for (id, volume) in &self.model.volumes {
             if volume.settled && !volume.dying && !present.contains(id) {
                 return Err(format!("volume {} is gone", id.0));

@@ -171,6 +171,7 @@ impl Import {
                 id: id.0,
                 pin: PinName::Auto,
                 origin: None,
+                adopted: None,
             }),
             size_bytes: Some(self.size_bytes),
             queues: 1,
@@ -182,7 +183,8 @@ impl Import {
         let mut held = self.volumes.lock();
         held.reserved.remove(&self.new.name);
         held.unfinished.retain(|unfinished| unfinished.id != id.0 || unfinished.pool != self.new.pool);
-        self.volumes.put_into_service(&mut held, spec, Some(self.pool.clone()))
+        let made = Doomed { pool: self.new.pool.clone(), id: id.0 };
+        self.volumes.put_into_service(&mut held, spec, Some(made))
     }
 
     fn copy(&mut self, report: Report<'_>) -> Result<(), CopyError> {

@@ -124,10 +124,23 @@ impl OpenDevice {
         self.alignment.1.max(512)
     }
 
-    /// The superblock on it, if it belongs to a pool.
+    /// The superblock on it, if it belongs to a pool: at its beginning, or at the end of a file that was adopted.
     pub fn superblock(&self) -> Option<Superblock> {
+        let end = || {
+            let at = disk::length(&self.file).ok()?.checked_sub(2 * SUPERBLOCK_BYTES as u64)?;
+            self.superblock_at(at).filter(|block| block.member().superblocks_at == at)
+        };
+        self.superblock_at(0).or_else(end)
+    }
+
+    /// The superblock where this device has it: an adopted one begins with bytes that a guest chose.
+    pub fn superblock_of(&self, spec: &DeviceSpec) -> Option<Superblock> {
+        self.superblock_at(spec.adopted_bytes.map_or(0, tiering::adopted_superblocks_at))
+    }
+
+    fn superblock_at(&self, offset: u64) -> Option<Superblock> {
         let mut bytes = vec![0; 2 * SUPERBLOCK_BYTES];
-        self.read(0, &mut bytes).ok()?;
+        self.read(offset, &mut bytes).ok()?;
         let (first, second) = bytes.split_at(SUPERBLOCK_BYTES);
         Superblock::newest(first, second)
     }
@@ -136,6 +149,13 @@ impl OpenDevice {
     pub fn in_use(&self) -> bool {
         let mut bytes = vec![0; MARKS_BYTES.min(self.size_bytes as usize)];
         self.read(0, &mut bytes).is_err() || bytes.iter().any(|byte| *byte != 0)
+    }
+
+    /// Whether anything but zeroes is in a range, as far as the device goes.
+    pub fn holds_data(&self, from: u64, to: u64) -> std::io::Result<bool> {
+        let mut bytes = vec![0; to.min(self.size_bytes).saturating_sub(from) as usize];
+        self.read(from, &mut bytes)?;
+        Ok(bytes.iter().any(|byte| *byte != 0))
     }
 
     fn read(&self, offset: u64, into: &mut [u8]) -> std::io::Result<()> {

@@ -9,7 +9,7 @@ use super::spec::PoolPlace;
 use crate::volume::{Volumes, no_volume};
 
 /// Units looked at in one go, so that no guest waits long: a few milliseconds.
-const UNITS_AT_ONCE: u64 = 1 << 16;
+pub(super) const UNITS_AT_ONCE: u64 = 1 << 16;
 /// Cells of a heat map at most.
 pub const CELLS_MAX: u64 = 4096;
 
@@ -64,6 +64,15 @@ pub struct CellView {
     pub hot_bytes: u64,
     /// Of those, bytes of units that are at least in part only there.
     pub dirty_bytes: u64,
+}
+
+/// A range of bytes in which two volumes differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct DifferenceView {
+    /// First byte.
+    pub offset: u64,
+    /// Bytes.
+    pub bytes: u64,
 }
 
 /// A volume in a pool, as one asks the pool about it.
@@ -140,6 +149,31 @@ impl Volumes {
         Ok(HeatView { volume: name.to_string(), size_bytes, cell_bytes: per_cell * UNIT_BYTES, cells })
     }
 
+    /// Where two volumes of a pool, such as two snapshots, do not share their data: in order, in whole units.
+    ///
+    /// # Errors
+    /// There is no such volume, or they are not in the same pool.
+    pub fn differences(&self, name: &str, other: &str) -> Result<Vec<DifferenceView>, Problem> {
+        let (one, two) = (self.in_pool(name)?, self.in_pool(other)?);
+        if one.place.name != two.place.name {
+            let title = format!("the volumes `{name}` and `{other}` are in different pools");
+            return Err(Problem::conflict(title).detail("only volumes of one pool share data"));
+        }
+        let mut found: Vec<DifferenceView> = Vec::new();
+        let (a, b) = (one.place.volume(), two.place.volume());
+        let units = one.size_bytes.max(two.size_bytes).div_ceil(UNIT_BYTES);
+        for first in (0..units).step_by(UNITS_AT_ONCE as usize) {
+            let part = one.pool.ask(move |store| store.diff(a, b, first, UNITS_AT_ONCE)).map_err(gone)?;
+            for (offset, bytes) in part.map_err(refused)? {
+                match found.last_mut() {
+                    Some(last) if last.offset + last.bytes == offset => last.bytes += bytes,
+                    _ => found.push(DifferenceView { offset, bytes }),
+                }
+            }
+        }
+        Ok(found)
+    }
+
     /// A volume in an open pool.
     pub(super) fn in_pool(&self, name: &str) -> Result<InPool, Problem> {
         let held = self.lock();
@@ -153,7 +187,7 @@ impl Volumes {
     }
 }
 
-pub(super) fn gone(gone: reactor::Gone) -> Problem {
+pub(crate) fn gone(gone: reactor::Gone) -> Problem {
     Problem::conflict("the pool is no longer open").detail(gone.to_string())
 }
 

@@ -56,7 +56,8 @@ impl Volumes {
             }
             Step::Join { tier, device } => {
                 let (uuid, size_bytes) = (Uuid::new_v4(), device.size_bytes);
-                let spec = DeviceSpec { tier, path: device.path.clone(), size_bytes, uuid };
+                let spec =
+                    DeviceSpec { tier, path: device.path.clone(), size_bytes, uuid, adopted_bytes: None };
                 // Kept before it joins: a pool that has it must be able to find it.
                 devices_of(held, name).into_iter().for_each(|devices| devices.push(spec.clone()));
                 let joined = self.keep(held).map_err(|problem| problem.to_string()).and_then(|()| {

@@ -5,6 +5,7 @@
 //! store on the worker, [`control`] reaches it from other threads, [`spec`] says what a pool is as it is asked for, kept
 //! and shown, [`registry`] makes, finds and removes pools.
 
+mod adopt;
 pub mod check;
 pub mod control;
 pub mod device;
@@ -17,6 +18,7 @@ mod pool;
 pub mod registry;
 pub mod spec;
 
+pub(crate) use explain::gone;
 pub(crate) use metrics::VolumeGauges;
 pub use pool::{Grow, Pool, PoolStart};
 pub(crate) use pool::{GuestPart, OwnTransfer, Owner, POOL_TOKEN};

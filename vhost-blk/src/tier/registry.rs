@@ -13,6 +13,7 @@ use tiering::{UNIT_BYTES, VolumeInfo};
 use uuid::Uuid;
 
 use super::PoolStart;
+use super::adopt::give_back;
 use super::control::{PoolHandle, PoolStatus};
 use super::device::{Devices, OpenDevice, SCRATCH_BUFFERS};
 use super::limits::TenantUsage;
@@ -78,6 +79,7 @@ impl Volumes {
             path: device.path.clone(),
             size_bytes: device.size_bytes,
             uuid: Uuid::new_v4(),
+            adopted_bytes: None,
         };
         let spec = PoolSpec {
             name: new.name.clone(),
@@ -172,7 +174,7 @@ impl Volumes {
         Ok(())
     }
 
-    /// Forgets a pool without volumes. Its devices are left alone.
+    /// Forgets a pool without volumes. Its devices are left alone, but that adopted files are as long as before.
     pub fn delete_pool(&self, name: &str) -> Result<(), Problem> {
         let mut held = self.lock();
         let pool = held.pools.get(name).ok_or_else(|| no_pool(name))?;
@@ -194,6 +196,7 @@ impl Volumes {
         if let Ok(handle) = open {
             handle.close();
         }
+        pool.iter().flat_map(|pool| &pool.spec.devices).for_each(give_back);
         tracing::info!(pool = name, "deleted");
         Ok(())
     }
@@ -253,9 +256,13 @@ impl Volumes {
         worker: &WorkerHandle<Command>,
         degraded: bool,
     ) -> Result<PoolHandle, String> {
-        let (devices, missing) = Devices::open(spec.devices.iter());
-        for (device, of) in devices.list.iter().zip(spec.devices.iter()) {
-            check_member(spec, of, device.as_ref())?;
+        let (devices, mut missing) = Devices::open(spec.devices.iter());
+        let members = devices.list.iter().zip(&spec.devices);
+        let wrong: Vec<String> =
+            members.filter_map(|(device, of)| check_member(spec, of, device.as_ref()).err()).collect();
+        if !wrong.is_empty() {
+            missing.extend(wrong);
+            return Err(missing.join("; "));
         }
         let handle =
             self.start_pool(spec, devices, worker, degraded).map_err(|reason| match &missing[..] {
@@ -317,10 +324,12 @@ fn sweep(held: &mut Held, pool: &str) {
     let named: BTreeSet<u32> = places.filter(|place| place.name == pool).map(|place| place.id).collect();
     let look = move |store: &mut Store| {
         let same = |info: &VolumeInfo| {
-            info.parent.is_some_and(|parent| store.diff(parent, info.id).is_ok_and(|diff| diff.is_empty()))
+            info.parent.is_some_and(|parent| {
+                store.diff(parent, info.id, 0, u64::MAX).is_ok_and(|diff| diff.is_empty())
+            })
         };
         let left = |info: &VolumeInfo| {
-            !named.contains(&info.id.0) && !info.adopted && (info.mapped_bytes == 0 || same(info))
+            !named.contains(&info.id.0) && info.adopted.is_none() && (info.mapped_bytes == 0 || same(info))
         };
         store.volumes().filter(left).map(|info| info.id.0).collect::<Vec<u32>>()
     };
@@ -421,7 +430,7 @@ fn format(spec: &PoolSpec, devices: &[OpenDevice]) -> Result<Devices, String> {
 
 /// A device that is there must be the one that the pool knows.
 fn check_member(pool: &PoolSpec, spec: &DeviceSpec, device: Option<&OpenDevice>) -> Result<(), String> {
-    let Some(block) = device.and_then(OpenDevice::superblock) else { return Ok(()) };
+    let Some(block) = device.and_then(|device| device.superblock_of(spec)) else { return Ok(()) };
     let path = spec.path.display();
     if block.pool != pool.uuid {
         return Err(format!("{path} belongs to the pool {}, not to {}", block.pool, pool.uuid));
@@ -507,7 +516,10 @@ pub(super) fn view(held: &Held, pool: &HeldPool) -> PoolView {
             warnings.push("the volumes together are larger than the pool: watch its free space".to_string());
         }
         if !usage.unnamed.is_empty() {
-            warnings.push("there are volumes in the pool that no name belongs to".to_string());
+            warnings.push(
+                "there are volumes in the pool that no name belongs to: give them one with `volume create --unnamed`"
+                    .to_string(),
+            );
         }
     }
     PoolView { volumes: volumes_of(held, &spec.name), spec, state, usage, warnings }

@@ -23,6 +23,9 @@ pub struct DeviceSpec {
     /// What its superblock calls it.
     #[schema(value_type = String)]
     pub uuid: Uuid,
+    /// Bytes of the volume that it was before it joined; the pool's own are behind them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adopted_bytes: Option<u64>,
 }
 
 /// A tier of a pool.
@@ -104,6 +107,10 @@ pub struct PoolPlace {
     /// Name of the volume that this is a snapshot or clone of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub origin: Option<String>,
+    /// The file or device whose data it was made of, where they were.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub adopted: Option<PathBuf>,
 }
 
 impl PoolPlace {
