@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use reactor::WorkerHandle;
 use telemetry::http::{AdminSocket, ServeError, Server, serve_admin, serve_metrics};
 use telemetry::state::{StateDir, StateError};
-use telemetry::{HostError, Registry};
+use telemetry::{ControlThread, HostError, Registry};
 
 use crate::config::DaemonConfig;
 use crate::volume::{RestoreError, Volumes};
@@ -128,7 +128,7 @@ impl Daemon {
 
 /// Runs the daemon until SIGTERM or SIGINT.
 pub fn run(config: DaemonConfig) -> Result<(), DaemonError> {
-    telemetry::run_daemon(Daemon::start(config), Daemon::stop)
+    telemetry::run_daemon(ControlThread::Own, Daemon::start(config), Daemon::stop)
 }
 
 fn start_workers(config: &DaemonConfig, registry: &Registry) -> Result<Vec<Running>, HostError> {

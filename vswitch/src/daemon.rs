@@ -8,7 +8,7 @@ use std::time::Duration;
 use reactor::netdev::DeviceChanges;
 use telemetry::http::{AdminSocket, ServeError, Server, serve_admin, serve_metrics};
 use telemetry::state::{StateDir, StateError};
-use telemetry::{HostError, Registry};
+use telemetry::{ControlThread, HostError, Registry};
 use tokio::io::Interest;
 use tokio::net::UnixDatagram;
 use tokio::task::JoinHandle;
@@ -225,5 +225,5 @@ async fn watch_links(switch: Arc<Switch>, changes: LinkChanges) {
 
 /// Runs the daemon until SIGTERM or SIGINT.
 pub fn run(config: DaemonConfig) -> Result<(), DaemonError> {
-    telemetry::run_daemon(Daemon::start(config), Daemon::stop)
+    telemetry::run_daemon(ControlThread::First, Daemon::start(config), Daemon::stop)
 }

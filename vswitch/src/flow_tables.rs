@@ -3,12 +3,14 @@
 //! Every change is checked whole before anything is changed, so a refused flow-mod leaves no trace.
 
 use std::collections::{BTreeMap, HashMap};
+use std::hash::BuildHasherDefault;
 use std::sync::Arc;
 
 use packet::{Edit, FlowKey, field};
 
 use crate::flow::{Action, Flow, FlowFlags, FlowStats, Instructions, Shared};
 use crate::groups::{GROUP_LIMIT_DEFAULT, GroupChange, GroupError, GroupTable, Groups};
+use crate::hash::MaskHasher;
 use crate::meters::{METER_LIMIT_DEFAULT, MeterChange, MeterError, MeterTable, Meters};
 use crate::model::PortNo;
 use crate::ports::Ports;
@@ -209,7 +211,7 @@ enum Step {
 /// The flow tables and what is needed to change them.
 pub struct FlowTables {
     tables: Tables,
-    priorities: [HashMap<FlowKey, Priorities>; TABLES],
+    priorities: [HashMap<FlowKey, Priorities, BuildHasherDefault<MaskHasher>>; TABLES],
     /// Flows with a timeout, by the time at which the next look at them is due.
     timers: BTreeMap<(u64, u64), Arc<Flow>>,
     /// Flows that pop a VLAN tag.
@@ -235,7 +237,7 @@ impl FlowTables {
     pub fn new(workers: usize, limit: usize) -> FlowTables {
         FlowTables {
             tables: Tables::empty(workers, false),
-            priorities: std::array::from_fn(|_| HashMap::new()),
+            priorities: std::array::from_fn(|_| HashMap::default()),
             timers: BTreeMap::new(),
             popping: 0,
             labelling: 0,

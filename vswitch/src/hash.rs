@@ -1,5 +1,7 @@
 //! The hash of keys: a folded multiplication per pair of words, seeded so that guests cannot aim at collisions.
 
+use std::hash::Hasher;
+
 const A: u64 = 0x9e37_79b9_7f4a_7c15;
 const B: u64 = 0xd6e8_feb8_6659_fd93;
 
@@ -8,6 +10,24 @@ const B: u64 = 0xd6e8_feb8_6659_fd93;
 pub fn fold(a: u64, b: u64) -> u64 {
     let product = u128::from(a) * u128::from(b);
     (product as u64) ^ ((product >> 64) as u64)
+}
+
+/// A hasher for maps by mask, which controllers choose and not guests: a flow-mod asks one each time.
+#[derive(Default)]
+pub struct MaskHasher(u64);
+
+impl Hasher for MaskHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        for chunk in bytes.chunks(8) {
+            let mut word = [0; 8];
+            word[..chunk.len()].copy_from_slice(chunk);
+            self.0 = fold(self.0 ^ u64::from_ne_bytes(word) ^ A, B);
+        }
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
 }
 
 /// The hash of a list of words.

@@ -21,4 +21,6 @@ pub use logs::RateLimited;
 pub use metrics::{Counter, CounterReader, Gauge, Histogram, SharedCounter};
 pub use problem::{FieldError, Problem};
 pub use registry::Registry;
-pub use service::{HostError, StopSignals, make_run_dir, notify_ready, notify_stopping, run_daemon};
+pub use service::{
+    ControlThread, HostError, StopSignals, make_run_dir, notify_ready, notify_stopping, run_daemon,
+};

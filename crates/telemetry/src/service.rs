@@ -49,16 +49,29 @@ impl StopSignals {
     }
 }
 
+/// Where a daemon's control side runs. One thread is enough: the processors belong to the workers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ControlThread {
+    /// On the thread that starts the daemon. What it allocates is the first heap of the C library, which grows by many
+    /// pages at once; those of other threads ask the kernel for each.
+    First,
+    /// On one of its own, so that starting and stopping may block.
+    Own,
+}
+
 /// Starts a daemon whose work is done by threads of its own, tells the service manager, and stops it at a signal.
 ///
 /// # Errors
 /// What `start` answers, or the host has no thread or signal handler for us.
 pub fn run_daemon<D, E: From<HostError>>(
+    control: ControlThread,
     start: impl Future<Output = Result<D, E>>,
     stop: impl AsyncFnOnce(D),
 ) -> Result<(), E> {
-    // One thread is enough for the control side; the processors belong to the workers.
-    let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build();
+    let runtime = match control {
+        ControlThread::First => Builder::new_current_thread().enable_all().build(),
+        ControlThread::Own => Builder::new_multi_thread().worker_threads(1).enable_all().build(),
+    };
     let runtime = runtime.map_err(HostError::attempting("start the control thread"))?;
     runtime.block_on(async {
         let mut signals = StopSignals::listen()?;
