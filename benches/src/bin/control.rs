@@ -18,7 +18,7 @@ use benches::sluice::Sluice;
 use benches::{CLIENT_CORE, SERVER_CORE, pin, pin_threads};
 use clap::Parser;
 use comfy_table::{Table, presets};
-use ofp::{Action, Body, FlowModCommand, Message, PacketOut};
+use ofp::{Action, Body, FlowModCommand, Message, PacketOut, SwitchConfig};
 use xtask::lab::hugepages::Hugepages;
 
 /// Changes of flows under traffic: the worker on core 0, its control side, the controller and the load on core 1.
@@ -196,6 +196,9 @@ fn packet_trips(controller: &mut Controller, trips: u32) -> anyhow::Result<f64> 
         data: flow(0).frame().to_vec(),
     };
     let bytes = (Message { xid: 7, body: Body::PacketOut(packet) }).encode()?;
+    // Open vSwitch sends packets to whoever called only if they say how many bytes they want.
+    let config = SwitchConfig { flags: ofp::ConfigFlags(0), miss_send_len: ofp::CONTROLLER_LEN_NO_BUFFER };
+    controller.send(Body::SetConfig(config))?;
     let mut times = Vec::new();
     for _ in 0..trips {
         let start = Instant::now();
