@@ -275,20 +275,15 @@ async fn serve<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
     let mut buffer = vec![0; READ_BYTES];
     let mut heard = Instant::now();
     let mut probed = false;
+    // Since when something that was received may not be live.
+    let mut unsettled: Option<Instant> = None;
     session.hello();
     session.flush().await?;
     loop {
         let silence = if probed { probe_interval * 2 } else { probe_interval };
+        let overdue = unsettled.is_some_and(|since| since.elapsed() >= UNSETTLED_MAX);
         tokio::select! {
-            read = reader.read(&mut buffer) => {
-                // Bytes alone are no sign of life: one at a time, they could keep a session for ever.
-                let taken = take_all(session, &mut framer, &mut reader, &mut buffer, read?).await;
-                // What was understood holds, whatever came after it.
-                session.settle().await?;
-                if taken? {
-                    (heard, probed) = (Instant::now(), false);
-                }
-            }
+            biased;
             Some(notice) = notices.recv() => {
                 session.notice(&notice);
                 for _ in 0..NOTICES_AT_ONCE {
@@ -296,6 +291,32 @@ async fn serve<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
                     session.notice(&notice);
                 }
                 session.flush().await?;
+            }
+            read = reader.read(&mut buffer), if !overdue => {
+                let taken = match read {
+                    Ok(0) => Err(Close::Closed),
+                    Ok(count) => take(session, &mut framer, &buffer[..count]).await,
+                    Err(error) => Err(error.into()),
+                };
+                match taken {
+                    // Bytes alone are no sign of life: one at a time, they could keep a session for ever.
+                    Ok(true) => (heard, probed) = (Instant::now(), false),
+                    Ok(false) => {}
+                    Err(reason) => {
+                        // What was understood holds, whatever came after it.
+                        session.settle().await?;
+                        return Err(reason);
+                    }
+                }
+                unsettled.get_or_insert_with(Instant::now);
+                session.flush().await?;
+                // Others get their turn, however fast this one sends.
+                yield_now().await;
+            }
+            // Nothing more is there for the moment.
+            () = ready(()), if unsettled.is_some() => {
+                session.settle().await?;
+                unsettled = None;
             }
             () = sleep_until(heard + silence) => {
                 if probed || !session.greeted() {
@@ -307,33 +328,6 @@ async fn serve<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
             }
         }
     }
-}
-
-/// Handles what was received, `count` bytes in `buffer`, and what comes meanwhile. `true` = there was a whole message.
-async fn take_all<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
-    session: &mut Session<W>,
-    framer: &mut Framer,
-    reader: &mut R,
-    buffer: &mut [u8],
-    mut count: usize,
-) -> Result<bool, Close> {
-    let until = Instant::now() + UNSETTLED_MAX;
-    let mut whole = false;
-    while count > 0 {
-        whole |= take(session, framer, &buffer[..count]).await?;
-        session.flush().await?;
-        if Instant::now() >= until {
-            return Ok(whole);
-        }
-        // Others get their turn, however fast this one sends.
-        yield_now().await;
-        tokio::select! {
-            biased;
-            read = reader.read(buffer) => count = read?,
-            () = ready(()) => return Ok(whole),
-        }
-    }
-    Err(Close::Closed)
 }
 
 /// Handles the messages in what was received. `true` = there was a whole one.

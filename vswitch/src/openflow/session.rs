@@ -569,7 +569,8 @@ impl<W> Drop for Session<W> {
         if self.greeted && self.dialed {
             self.shared.bridge.controller_connected(false);
         }
-        // What it sent and did not wait for becomes live all the same.
+        // What it sent and did not wait for becomes live all the same; nobody is left to hear what is wrong with it.
+        self.flow_mods.carry_out(&self.shared.bridge, |_, _| {});
         self.shared.bridge.publish();
     }
 }
