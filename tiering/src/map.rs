@@ -153,7 +153,7 @@ struct Frozen {
 pub struct Map {
     leaves: Vec<Option<Leaf>>,
     free: Vec<u32>,
-    volumes: BTreeMap<VolumeId, Volume>,
+    volumes: FastMap<VolumeId, Volume>,
     tenants: BTreeMap<TenantId, Tenant>,
     shared: FastMap<Extent, u32>,
     frozen: Frozen,
@@ -176,7 +176,9 @@ impl Map {
 
     /// All volumes in order of their ids.
     pub fn volumes(&self) -> impl Iterator<Item = (VolumeId, &Volume)> {
-        self.volumes.iter().map(|(id, volume)| (*id, volume))
+        let mut all: Vec<_> = self.volumes.iter().map(|(id, volume)| (*id, volume)).collect();
+        all.sort_unstable_by_key(|(id, _)| *id);
+        all.into_iter()
     }
 
     /// Leaves that the volumes of this map may come to need, together.

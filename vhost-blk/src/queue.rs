@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use reactor::{Buffers, FileId, Full, IOVECS_MAX, Io, MemoryId, Reply, WatchId};
-use tiering::VolumeId;
+use tiering::{Hit, VolumeId};
 use virtq::{Chain, GuestMemory, GuestSlice, Parts, Queue};
 
 use crate::backend::SessionState;
@@ -74,6 +74,8 @@ enum Stage {
     Between,
     /// A transfer straight from or to guest memory, or through a bounce buffer.
     Transfer,
+    /// The same from the hot device of a pool.
+    Hit(Hit),
     /// A flush, or what makes ranges durable for a guest that asked for write-through.
     Sync,
     /// A range by this method.
@@ -95,6 +97,8 @@ struct Slot {
     range: u32,
     /// The guest changed its chain while the pool was at work on the request.
     tampered: bool,
+    /// It could not be read where it was hot: the pool serves it.
+    missed: bool,
     popped_ns: u64,
     submitted_ns: u64,
 }
@@ -121,6 +125,16 @@ enum Step {
     Ended(Result<(), Failure>),
     /// The ring is broken; the request is never answered.
     Broken,
+}
+
+/// What a transfer has still to move.
+struct Rest {
+    file: FileId,
+    /// What direct I/O on it needs.
+    alignment: (u32, u32),
+    /// First byte in the file.
+    at: u64,
+    bytes: u64,
 }
 
 /// What a worker lends its queues while it works on them.
@@ -482,8 +496,11 @@ impl Serving {
             Some(Request::Read { bytes, .. } | Request::Write { bytes, .. }) if slot.done == bytes => {
                 Ok(Step::Ended(Ok(())))
             }
-            Some(Request::Read { offset, bytes }) => self.transfer(head, file, kit, offset, bytes, false),
-            Some(Request::Write { offset, bytes }) => self.transfer(head, file, kit, offset, bytes, true),
+            Some(Request::Read { offset, bytes } | Request::Write { offset, bytes }) => {
+                let (alignment, at) = (self.disk.alignment(), offset + slot.done);
+                let rest = Rest { file, alignment, at, bytes: bytes - slot.done };
+                self.transfer(head, rest, Stage::Transfer, kit)
+            }
             Some(Request::Flush) => {
                 kit.io.fsync(file, true, token)?;
                 slot.stage = Stage::Sync;
@@ -498,25 +515,18 @@ impl Serving {
 
     /// Starts what is left of a read or write.
     #[inline]
-    fn transfer(
-        &mut self,
-        head: u16,
-        file: FileId,
-        kit: &mut Kit<'_>,
-        offset: u64,
-        bytes: u64,
-        write: bool,
-    ) -> Result<Step, Full> {
+    fn transfer(&mut self, head: u16, rest: Rest, stage: Stage, kit: &mut Kit<'_>) -> Result<Step, Full> {
+        let Rest { file, alignment, at, bytes: left } = rest;
         let (io, chain) = (&mut *kit.io, &mut *kit.chain);
         let (token, write_through) = (self.token | u64::from(head), self.writes_through());
         let slot = &mut self.slots[usize::from(head)];
-        let left = bytes - slot.done;
+        let write = matches!(slot.request, Some(Request::Write { .. }));
         let (segments, skip) = match write {
             true => (chain.readable(), HEADER_BYTES as u64 + slot.done),
             false => (chain.writable(), slot.done),
         };
         let parts = if write { chain.readable_range(skip, left) } else { chain.writable_range(skip, left) };
-        let (buffers, chunk) = if is_aligned(self.queue.memory(), self.disk.alignment(), parts) {
+        let (buffers, chunk) = if is_aligned(self.queue.memory(), alignment, parts) {
             let len = left.min(TRANSFER_BYTES_MAX) as u32;
             (Buffers::Guest { memory: self.memory, segments, skip, len }, u64::from(len))
         } else {
@@ -528,20 +538,22 @@ impl Serving {
             self.metrics.bounce_copies.add(1);
             (Buffers::Pool(buffer, 0..chunk), chunk as u64)
         };
-        let at = offset + slot.done;
         match write {
             false => io.read(file, at, buffers, token)?,
             true if write_through => io.write_durable(file, at, buffers, token)?,
             true => io.write(file, at, buffers, token)?,
         }
         slot.chunk = chunk;
-        slot.stage = Stage::Transfer;
+        slot.stage = stage;
         Ok(Step::Started)
     }
 
     /// An operation of request `head` ended with `result`.
     #[inline]
     pub(crate) fn completed(&mut self, head: u16, result: i32, kit: &mut Kit<'_>) {
+        if let Stage::Hit(hit) = self.slots[usize::from(head)].stage {
+            self.hit_ended(head, hit, result, kit);
+        }
         if self.broken {
             self.open -= 1;
             return;
@@ -556,7 +568,10 @@ impl Serving {
             },
             Stage::Note(kind) => Some(Err(Failure::io(kind))),
             Stage::Range(method) => self.ranged(head, method, result),
-            Stage::New | Stage::Between => unreachable!("completion of a request with nothing in flight"),
+            Stage::Between if slot.missed => None,
+            Stage::New | Stage::Between | Stage::Hit(_) => {
+                unreachable!("completion of a request with nothing in flight")
+            }
         };
         if self.broken {
             return;

@@ -218,7 +218,8 @@ impl Worker for BlkWorker {
             return;
         }
         self.completions += 1;
-        queue.completed(token as u16, result, &mut Kit { io, chain: &mut self.chain, pool: None });
+        let pool = queue.pool_number().and_then(|number| self.pools.get_mut(number)?.as_deref_mut());
+        queue.completed(token as u16, result, &mut Kit { io, chain: &mut self.chain, pool });
     }
 
     #[inline]

@@ -176,13 +176,14 @@ fn whole_tib() -> Result<()> {
     Ok(())
 }
 
-fn reads_ns(files: &mut Files, store: &mut Store, id: VolumeId, bytes: u64) -> Result<f64> {
+fn reads_ns(store: &mut Store, id: VolumeId, bytes: u64) -> Result<f64> {
     let mut best = f64::MAX;
     for _ in 0..5 {
         let (begin, count) = (Instant::now(), 200_000u64);
         for at in 0..count {
             let offset = at.wrapping_mul(0x9e37_79b9) % (bytes / 4096) * 4096;
-            files.request(store, id, RequestKind::Read, offset, 4096)?;
+            let hit = store.hit(id, offset, 4096).context("all of it is hot")?;
+            store.hit_done(std::hint::black_box(hit), false);
         }
         best = best.min(begin.elapsed().as_nanos() as f64 / count as f64);
     }
@@ -202,8 +203,8 @@ fn generations() -> Result<()> {
         let offset = generation * UNIT_BYTES % bytes;
         files.request(&mut store, deep, RequestKind::Write, offset, 4096)?;
     }
-    let flat = reads_ns(&mut files, &mut store, flat, bytes)?;
-    let deep = reads_ns(&mut files, &mut store, deep, bytes)?;
+    let flat = reads_ns(&mut store, flat, bytes)?;
+    let deep = reads_ns(&mut store, deep, bytes)?;
     let share = flat / deep;
     let value = format!("{share:.2}x ({flat:.0} ns flat, {deep:.0} ns)");
     row("4k hot read through 1000 generations", value, ">= 0.95x flat", share >= 0.95);

@@ -9,7 +9,8 @@
 //! and either emits actions, or waits for one event (the unit's lock, a slot's fill, a firm record, scratch
 //! memory, space) after which it is dispatched *again from the start*. No decision is carried over a wait.
 //!
-//! - *Fastest*: a read of valid hot pages, or an overwrite of pages that only the hot slot has. One lookup, one action.
+//! - *Fastest*: a read of valid hot pages in one unit. [`Store::hit`] finds them, and the caller does the rest.
+//! - *Fast*: other reads of valid hot pages, or an overwrite of pages that only the hot slot has. One lookup, one action.
 //! - *Slow*: everything that changes the map or the directory. Such changes become visible in memory when the data has
 //!   been written, append a record, and are acknowledged when the record's journal block has been written.
 //! - *Slowest*: what must wait for firm records: the first write to a clean page, reuse of a slot, a guest flush.
@@ -41,6 +42,7 @@ pub use layout::DeviceInfo;
 pub use limits::Limits;
 pub use lost::{Lost, Ranges};
 pub use open::{BlockingIo, DeviceSpec, FormatSpec, OpenError, OpenOptions, format};
+pub use read::Hit;
 pub use volumes::{Explanation, Residency, VolumeError, VolumeInfo};
 
 use crate::alloc::Allocator;

@@ -5,7 +5,54 @@ use super::{Owner, Part, Rule, Store};
 use crate::policy::window::Decision;
 use crate::types::*;
 
+/// Where a read that its caller carries out finds its data: see [`Store::hit`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hit {
+    /// The hot device.
+    pub device: DeviceId,
+    /// First byte there.
+    pub offset: u64,
+    slot: u32,
+}
+
 impl Store {
+    /// The short way of a read, for which nothing is submitted: where its data are if they are hot, in one piece. The
+    /// caller reads them there and says so with [`Store::hit_done`]; until then they stay. `None`: it is to be submitted.
+    #[inline]
+    pub fn hit(&mut self, volume: VolumeId, offset: u64, len: u32) -> Option<Hit> {
+        if self.hot_lost || !self.lost.is_empty() {
+            return None;
+        }
+        let (unit, start) = (offset / UNIT_BYTES, (offset % UNIT_BYTES) as u32);
+        let held = self.map.volume(volume)?;
+        let end = offset.checked_add(u64::from(len))?;
+        if len == 0 || end > held.size_bytes || u64::from(start) + u64::from(len) > UNIT_BYTES {
+            return None;
+        }
+        let slot = self.hot.find(self.map.get(held, unit).extent()?)?;
+        let state = self.hot.slot_mut(slot);
+        if pages_touched(start, len) & !state.valid != 0 {
+            return None;
+        }
+        state.users += 1;
+        self.policy.hit(slot);
+        self.budget.guest(u64::from(len), self.now_ns);
+        self.stats.read_hits += 1;
+        let (device, at) = self.locate(Tier::Hot, u64::from(slot));
+        Some(Hit { device, offset: at + u64::from(start), slot })
+    }
+
+    /// The caller has read where [`Store::hit`] said. After a failure it submits the read, which is then served from the
+    /// other copy if there is one.
+    #[inline]
+    pub fn hit_done(&mut self, hit: Hit, failed: bool) {
+        self.leave_slot(hit.slot);
+        if failed {
+            self.suspect(hit.device);
+            self.pump();
+        }
+    }
+
     pub(super) fn dispatch_read(&mut self, part: Part) {
         let Some(entry) = self.entry(&part) else {
             return self.part_done(part.tag, Err(RequestError::NoVolume), 0);

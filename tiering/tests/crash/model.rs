@@ -79,11 +79,18 @@ impl Model {
         self.volumes.insert(id, VolumeModel { sectors, settled: true, dying: false, writable: true });
     }
 
-    /// `to` has what `from` had last.
-    pub fn fork(&mut self, from: VolumeId, to: VolumeId, writable: bool) {
+    /// `to` has what `from` had last; in a `full` pool perhaps also what was written since and not acknowledged.
+    pub fn fork(&mut self, from: VolumeId, to: VolumeId, writable: bool, full: bool) {
         let mut copy = self.volumes[&from].clone();
         for sector in &mut copy.sectors {
-            sector.versions = sector.current();
+            if full {
+                // Writes that wait for space do not hold up a copy: what they wrote already may be in it.
+                let newest = sector.newest_acknowledged();
+                sector.versions.drain(..newest);
+                sector.versions[1..].iter_mut().for_each(|(_, end)| *end = End::Refused);
+            } else {
+                sector.versions = sector.current();
+            }
         }
         (copy.settled, copy.writable, copy.dying) = (false, writable, false);
         self.volumes.insert(to, copy);
@@ -182,7 +189,7 @@ pub fn self_test() {
     assert!(model.allows(id, 0, 10, Crash::Power).is_ok() && model.allows(id, 0, 20, Crash::Power).is_ok());
     assert!(model.allows(id, 0, 77, Crash::Power).is_err(), "a stranger");
     assert_eq!(model.current(id, 0), [10]);
-    model.fork(id, VolumeId(2), false);
+    model.fork(id, VolumeId(2), false, false);
     assert!(model.allows(VolumeId(2), 0, 20, Crash::Power).is_err(), "a fork has what was acknowledged");
     model.refuse(id, 0, 1);
     assert_eq!(model.current(id, 0), [10, 20], "a write that failed may be there");

@@ -151,6 +151,17 @@ impl Run {
         self.finish(tally)
     }
 
+    /// Writes whole volumes until the pool is nearly full.
+    fn fill(&mut self) -> Result<(), Finding> {
+        while self.world.store.cold_slots().0 > UNITS {
+            let Ok(id) = self.world.store.create_volume(UNITS * UNIT_BYTES) else { break };
+            self.model.create(id, UNITS, true);
+            (0..UNITS).for_each(|unit| self.write(id, unit * UNIT_SECTORS, UNIT_SECTORS));
+            self.drain()?;
+        }
+        Ok(())
+    }
+
     /// A long run of everything.
     pub fn long(mut self, ops: u32, tally: &mut Tally) -> Result<(), Finding> {
         let id = self.world.store.create_volume(UNITS * UNIT_BYTES).expect("there is room");
@@ -190,6 +201,9 @@ impl Run {
             Op::Limit,
             Op::Limit,
         ];
+        if self.seed.is_multiple_of(4) {
+            self.fill()?;
+        }
         for _ in 0..ops {
             let op = MIX[self.world.rng.below(MIX.len() as u64) as usize];
             // A pool that grows is never full: every second one stays as it is.
@@ -296,10 +310,12 @@ impl Run {
                 return;
             }
         }
+        // All that are left are being written to.
+        self.log.extend(self.world.grow().map(|what| format!("grow for space: {what}")));
     }
 
     fn collect(&mut self) {
-        while let Some(done) = self.world.store.next_done() {
+        while let Some(done) = self.world.next_done() {
             self.request_done(done);
         }
         while let Some(id) = self.world.store.next_forked() {
@@ -327,7 +343,8 @@ impl Run {
         for info in made {
             if !self.model.volumes.contains_key(&info.id) && self.forks.contains_key(&info.id) {
                 let from = info.parent.expect("a fork has a parent");
-                self.model.fork(from, info.id, info.writable);
+                let full = self.world.store.waiting_for_space() > 0;
+                self.model.fork(from, info.id, info.writable, full);
             }
         }
         if self.world.store.settled() {

@@ -1,13 +1,17 @@
 //! Requests of volumes that are in a pool: given to its store, which answers with actions on the guest's buffers.
 //!
+//! A read of hot data goes the way of a read from a raw volume: the store only says where, and keeps it there meanwhile.
+//!
 //! Most requests are one action, which follows at once, while the chain is still at hand. Later actions walk the chain
 //! again, as every continued request does: the guest may have changed it, and only the guest is hurt.
 
 use reactor::{Full, Io};
-use tiering::{Action, Buffer, DISCARD_BYTES_MAX, RequestError, RequestKind, TRANSFER_BYTES_MAX, VolumeId};
+use tiering::{
+    Action, Buffer, DISCARD_BYTES_MAX, Hit, RequestError, RequestKind, TRANSFER_BYTES_MAX, VolumeId,
+};
 use virtq::Chain;
 
-use super::{CHANGED, Failure, Kit, Method, Serving, Stage, Step, read_range};
+use super::{CHANGED, Failure, Kit, Method, Rest, Serving, Stage, Step, is_transient, read_range};
 use crate::metrics::ErrorKind;
 use crate::request::{DiskLimits, HEADER_BYTES, Request, Status};
 use crate::tier::{GuestPart, Owner, Pool};
@@ -44,7 +48,10 @@ impl Serving {
             Some(Request::Read { offset, bytes }) => {
                 slot.chunk = (bytes - slot.done).min(most);
                 let (at, len) = (offset + slot.done, slot.chunk as u32);
-                self.ask_pool(head, volume, kit, RequestKind::Read, at, len, Stage::Transfer)
+                match self.read_hit(head, volume, kit, at, len)? {
+                    Some(step) => Ok(step),
+                    None => self.ask_pool(head, volume, kit, RequestKind::Read, at, len, Stage::Transfer),
+                }
             }
             Some(Request::Write { offset, bytes }) => {
                 slot.chunk = (bytes - slot.done).min(most);
@@ -94,6 +101,39 @@ impl Serving {
             };
             return self.ask_pool(head, volume, kit, kind, at, len, Stage::Range(Method::Pool));
         }
+    }
+
+    /// Reads hot data where they are. `None`: the store is to be asked.
+    #[inline]
+    fn read_hit(
+        &mut self,
+        head: u16,
+        volume: VolumeId,
+        kit: &mut Kit<'_>,
+        offset: u64,
+        len: u32,
+    ) -> Result<Option<Step>, Full> {
+        if self.slots[usize::from(head)].missed {
+            return Ok(None);
+        }
+        let found = kit.pool.as_deref_mut().and_then(|pool| pool.hit(volume, offset, len));
+        let Some((hit, file, alignment)) = found else { return Ok(None) };
+        let rest = Rest { file, alignment, at: hit.offset, bytes: u64::from(len) };
+        let started = self.transfer(head, rest, Stage::Hit(hit), kit);
+        if let (Err(_), Some(pool)) = (&started, kit.pool.as_deref_mut()) {
+            pool.hit_done(hit, false);
+        }
+        started.map(Some)
+    }
+
+    /// Hot data were read. If not all of them came, the store serves the request: it may know another copy.
+    #[inline]
+    pub(super) fn hit_ended(&mut self, head: u16, hit: Hit, result: i32, kit: &mut Kit<'_>) {
+        let pool = kit.pool.as_deref_mut().expect("a pool outlives the queues of its volumes");
+        pool.hit_done(hit, result < 0 && !is_transient(-result));
+        let slot = &mut self.slots[usize::from(head)];
+        slot.missed = u64::try_from(result) != Ok(slot.chunk);
+        slot.stage = if slot.missed { Stage::Between } else { Stage::Transfer };
     }
 
     /// Gives the store a request and carries out what it wants done with it at once.

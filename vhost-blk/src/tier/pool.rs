@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use reactor::{Buffers, FileId, Full, Io, MemoryId, Reply};
 use telemetry::RateLimited;
 use tiering::{
-    Action, ActionKind, Buffer, Done, Grown, Growth, IoError, Request, RequestError, RequestKind, Store,
+    Action, ActionKind, Buffer, Done, Grown, Growth, Hit, IoError, Request, RequestError, RequestKind, Store,
     UNIT_BYTES, VolumeError, VolumeId,
 };
 use virtq::{Chain, GuestMemory, GuestSlice, Parts, RegionHint};
@@ -262,6 +262,31 @@ impl Pool {
     #[inline]
     pub(crate) fn next_action(&mut self) -> Option<Action> {
         self.waiting.pop_front().or_else(|| self.store.next_action())
+    }
+
+    /// Where hot data are to be read: the file and its alignment. They stay there until [`Pool::hit_done`].
+    #[inline]
+    pub(crate) fn hit(
+        &mut self,
+        volume: VolumeId,
+        offset: u64,
+        len: u32,
+    ) -> Option<(Hit, FileId, (u32, u32))> {
+        let hit = self.store.hit(volume, offset, len)?;
+        self.worked = true;
+        match &self.members[usize::from(hit.device.0)] {
+            Some(member) => Some((hit, member.file, member.alignment)),
+            None => {
+                self.hit_done(hit, false);
+                None
+            }
+        }
+    }
+
+    /// Hot data were read, or could not be.
+    #[inline]
+    pub(crate) fn hit_done(&mut self, hit: Hit, failed: bool) {
+        self.store.hit_done(hit, failed);
     }
 
     /// An action that could not be started comes first next time.
