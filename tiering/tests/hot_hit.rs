@@ -120,6 +120,26 @@ fn the_short_way_finds_hot_data_in_one_piece_and_nothing_else() {
 }
 
 #[test]
+fn dirty_neighbours_are_written_back_in_the_order_of_the_disk() {
+    let (mut store, _) = pool(64);
+    while store.next_done().is_some() {}
+    store.drain(true);
+    let mut reads: Vec<_> = std::iter::from_fn(|| store.next_action()).collect();
+    assert!(reads.iter().all(|action| (action.device, action.kind) == (DeviceId(0), ActionKind::Read)));
+    reads.reverse();
+    let mut writes = Vec::new();
+    for action in reads {
+        store.complete(action.id, Ok(action.len));
+        writes.extend(std::iter::from_fn(|| store.next_action()));
+    }
+    assert_eq!(writes.len(), 64);
+    assert!(writes.iter().all(|action| (action.device, action.kind) == (DeviceId(1), ActionKind::Write)));
+    // Five aligned MiB at most are touched, and the runs come in any order.
+    let jumps = writes.windows(2).filter(|pair| pair[1].offset != pair[0].offset + UNIT_BYTES).count();
+    assert!(jumps < 5, "{jumps} jumps");
+}
+
+#[test]
 #[ignore = "a measurement"]
 fn nanoseconds_of_a_hot_hit() {
     for units in [1 << 10, 1 << 14] {

@@ -11,8 +11,17 @@ use crate::types::*;
 const ROUND_MAX: u32 = 64;
 /// Dirty slots looked at in one go by a drain.
 const DRAIN_LOOKS: u32 = 256;
+/// Units that are read together and then written together, as one transfer where they are neighbours: 1 MiB.
+const RUN_UNITS: u64 = 16;
 /// Pause after the cold tier refused a write-back, ns.
 const RETRY_NS: u64 = 1_000_000_000;
+
+/// Write-backs of neighbours: written in the order of the disk when the last of them is read.
+#[derive(Debug, Default)]
+pub(super) struct Run {
+    reading: u32,
+    read: Vec<u32>,
+}
 
 impl Store {
     /// Keeps some hot slots free, so that a write miss finds one at once.
@@ -63,34 +72,61 @@ impl Store {
         self.stats.demotions += 1;
     }
 
-    /// Writes back the dirty units of the group around a slot's extent. False if none could be started.
+    /// Writes back the dirty units of the group around a slot's extent, its own run first: scratch memory may run out, and
+    /// so may the budget. False if none could be started.
     pub(super) fn write_back_group(&mut self, slot: u32) -> bool {
         let extent = self.hot.slot(slot).extent().expect("a victim holds an extent");
         let group = (self.tuning.group_bytes / UNIT_BYTES).max(1);
         let first = extent - extent % group;
-        // The one that is wanted first: scratch memory may run out.
-        let mut started = self.start_write_back(slot);
-        for neighbour in first..first + group {
-            if let Some(slot) = self.hot.find(neighbour) {
-                started |= self.start_write_back(slot);
-            }
+        let (own, all) = (extent - (extent - first) % RUN_UNITS, first..first + group);
+        let mut started = false;
+        for run in [own].into_iter().chain(all.clone().step_by(RUN_UNITS as usize)) {
+            started |= self.write_back_run(run..all.end.min(run + RUN_UNITS));
         }
         started
     }
 
-    pub(super) fn start_write_back(&mut self, slot: u32) -> bool {
+    fn may_write_back(&self) -> bool {
+        !self.scratch_free.is_empty() && self.budget.allows(UNIT_BYTES, self.now_ns)
+    }
+
+    fn write_back_run(&mut self, extents: std::ops::Range<Extent>) -> bool {
+        let run = self.runs.insert(Run::default());
+        for extent in extents {
+            if !self.may_write_back() {
+                break;
+            }
+            if let Some(slot) = self.hot.find(extent) {
+                self.start_write_back(slot, run);
+            }
+        }
+        let started = self.runs.at(run).reading > 0;
+        if !started {
+            self.runs.remove(run);
+        }
+        started
+    }
+
+    /// Writes back one slot if it is dirty and nothing speaks against it.
+    pub(super) fn write_back(&mut self, slot: u32) {
+        if let Some(extent) = self.hot.slot(slot).extent() {
+            self.write_back_run(extent..extent + 1);
+        }
+    }
+
+    fn start_write_back(&mut self, slot: u32, run: u32) {
         let state = self.hot.slot(slot);
-        let Some(extent) = state.extent() else { return false };
+        let Some(extent) = state.extent() else { return };
         let busy = state.writing_back || state.writers > 0 || state.claimed != 0 || state.fill_running;
         if busy || state.is_clean() || self.cold_writers.contains_key(&extent) {
-            return false;
+            return;
         }
         let pages = state.dirty & state.valid;
         let bytes = if state.fresh { UNIT_BYTES } else { u64::from(pages.count_ones()) * PAGE_BYTES };
-        if pages == 0 || !self.budget.allows(bytes, self.now_ns) {
-            return false;
+        if pages == 0 {
+            return;
         }
-        let Some(scratch) = self.scratch_free.pop() else { return false };
+        let Some(scratch) = self.scratch_free.pop() else { return };
         self.budget.spend(bytes);
         let state = self.hot.slot_mut(slot);
         (state.writing_back, state.rewritten) = (true, 0);
@@ -99,29 +135,51 @@ impl Store {
         let job = self.job(JobKind::WriteBack, extent);
         let drains = self.hot.drains(slot);
         let state = self.jobs.at(job);
-        state.drains = drains;
+        (state.drains, state.run) = (drains, Some(run));
         (state.slot, state.scratch, state.pages) = (Some(slot), Some(scratch), pages);
+        self.runs.at(run).reading += 1;
         for (first, count) in runs(pages) {
             let (start, len) = (first * PAGE_BYTES as u32, count * PAGE_BYTES as u32);
             let buffer = Buffer::Scratch { index: scratch, offset: start };
             self.emit_hot(slot, start, len, ActionKind::Read, buffer, Owner::Job(job));
         }
-        true
     }
 
     pub(super) fn advance_write_back(&mut self, job: u32) {
         let state = self.jobs.at(job);
-        state.stage += 1;
-        let (stage, failed, pages, extent) = (state.stage, state.failed, state.pages, state.extent);
+        let (failed, pages, extent, run) = (state.failed, state.pages, state.extent, state.run.take());
+        let slot = state.slot.expect("a write-back has a slot");
+        let ended = failed || self.hot.slot(slot).extent() != Some(extent);
+        let Some(run) = run else {
+            if !ended {
+                self.wrote_back(slot, pages);
+                let drained = self.jobs.at(job).drains;
+                self.hot.written_back(slot, drained, self.now_ns);
+            }
+            return self.end_write_back(job, slot, failed);
+        };
+        let members = self.runs.at(run);
+        members.reading -= 1;
+        if !ended {
+            members.read.push(job);
+        }
+        if members.reading == 0 {
+            let mut read = self.runs.remove(run).read;
+            read.sort_unstable_by_key(|job| self.jobs.at(*job).extent);
+            read.into_iter().for_each(|job| self.write_to_cold(job));
+        }
+        if ended {
+            self.end_write_back(job, slot, failed);
+        }
+    }
+
+    /// What was read goes to the cold slot.
+    fn write_to_cold(&mut self, job: u32) {
+        let state = self.jobs.at(job);
+        let (pages, extent) = (state.pages, state.extent);
         let (slot, scratch) = (state.slot.expect("has a slot"), state.scratch.expect("has scratch memory"));
         let state = self.hot.slot(slot);
-        if failed || state.extent() != Some(extent) {
-            return self.end_write_back(job, slot, failed);
-        }
-        if stage > 1 {
-            self.wrote_back(slot, pages);
-            let drained = self.jobs.at(job).drains;
-            self.hot.written_back(slot, drained, self.now_ns);
+        if state.extent() != Some(extent) {
             return self.end_write_back(job, slot, false);
         }
         let zeroes = if state.fresh { !state.valid } else { 0 };
@@ -180,15 +238,22 @@ impl Store {
         if self.now_ns < self.write_back_after_ns {
             return;
         }
+        // What is read together is written together: not one unit for each that ends.
+        let run = RUN_UNITS.min(u64::from(self.tuning.scratch_buffers) / 4) as usize;
+        if self.write_backs_running > 0 && self.scratch_free.len() < run {
+            return;
+        }
         // The oldest first, each with its group.
         let mut at = self.hot.oldest_dirty();
         for _ in 0..DRAIN_LOOKS {
             let Some(slot) = at else { return };
-            if self.scratch_free.is_empty() {
+            if !self.may_write_back() {
                 return;
             }
             at = self.hot.dirtied_after(slot);
-            self.write_back_group(slot);
+            if !self.hot.slot(slot).writing_back {
+                self.write_back_group(slot);
+            }
         }
     }
 
@@ -216,7 +281,7 @@ impl Store {
             if state.idle() && state.is_clean() {
                 self.demote(slot);
             } else {
-                self.start_write_back(slot);
+                self.write_back(slot);
             }
         }
         self.pump();

@@ -174,7 +174,7 @@ impl Store {
         });
         match victim {
             Some(slot) if self.hot.slot(slot).is_clean() => self.demote(slot),
-            Some(slot) => drop(self.start_write_back(slot)),
+            Some(slot) => self.write_back(slot),
             None => {}
         }
         self.hot.held_by(id) < max

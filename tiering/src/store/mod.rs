@@ -225,6 +225,8 @@ struct Job {
     publish: bool,
     /// A write-back that the running drain waits for.
     drains: bool,
+    /// The neighbours with which a write-back is read.
+    run: Option<u32>,
     /// The slot a copy-on-write reads from.
     source_slot: Option<u32>,
 }
@@ -259,6 +261,7 @@ pub struct Store {
     acts: Slab<Act>,
     ready: VecDeque<u32>,
     jobs: Slab<Job>,
+    runs: Slab<demote::Run>,
     meta: Slab<Vec<u8>>,
     scratch_free: Vec<u32>,
     locks: FastMap<(VolumeId, u64), VecDeque<Part>>,
@@ -345,6 +348,11 @@ impl Store {
     pub fn next_action(&mut self) -> Option<Action> {
         let at = self.ready.pop_front()?;
         self.acts.get(at).map(|act| act.action)
+    }
+
+    /// The action that [`Store::next_action`] gives next.
+    pub fn peek_action(&self) -> Option<&Action> {
+        self.acts.get(*self.ready.front()?).map(|act| &act.action)
     }
 
     /// Reports an action: the bytes moved (whatever for flushes and the like), or that it failed. A short transfer is
@@ -635,6 +643,7 @@ impl Store {
             zero_pages: 0,
             publish: false,
             drains: false,
+            run: None,
             source_slot: None,
         })
     }

@@ -538,6 +538,7 @@ impl Store {
             acts: Slab::new(),
             ready: VecDeque::new(),
             jobs: Slab::new(),
+            runs: Slab::new(),
             meta: Slab::new(),
             locks: FastMap::default(),
             slot_waiters: FastMap::default(),

@@ -12,7 +12,7 @@ use super::spec::DeviceSpec;
 use crate::disk::{self, DiskError, Medium, QueueLimits};
 
 /// Scratch buffers of 64 KiB that each pool moves data through.
-pub const SCRATCH_BUFFERS: u32 = 64;
+pub const SCRATCH_BUFFERS: u32 = 128;
 /// Alignment of memory that suits direct I/O everywhere.
 const MEMORY_ALIGN: usize = 4096;
 /// Bytes read or written at once.

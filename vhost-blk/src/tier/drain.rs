@@ -10,7 +10,7 @@ use crate::job::{Failure, Job, JobView};
 use crate::volume::Volumes;
 
 /// How often a drain looks how far it is.
-const LOOK: Duration = Duration::from_millis(50);
+const LOOK: Duration = Duration::from_millis(10);
 
 impl Volumes {
     /// Begins to write back all that is only on the hot tier of a pool now. Guests go on meanwhile; what they write is

@@ -1,5 +1,7 @@
 //! A pool at work on its worker: the store's actions become operations of the ring, and their ends reports to the store.
 
+mod moves;
+
 use std::collections::VecDeque;
 use std::fs::File;
 use std::os::fd::AsFd as _;
@@ -125,6 +127,8 @@ struct Flight {
     action: Action,
     bounced: bool,
     started: Instant,
+    /// The action that is carried out by the same operation, behind this one.
+    next: Option<u32>,
 }
 
 /// What a worker is given to run a pool.
@@ -258,12 +262,6 @@ impl Pool {
         Ok(tag)
     }
 
-    /// The next thing to do.
-    #[inline]
-    pub(crate) fn next_action(&mut self) -> Option<Action> {
-        self.waiting.pop_front().or_else(|| self.store.next_action())
-    }
-
     /// Where hot data are to be read: the file and its alignment. They stay there until [`Pool::hit_done`].
     #[inline]
     pub(crate) fn hit(
@@ -287,6 +285,12 @@ impl Pool {
     #[inline]
     pub(crate) fn hit_done(&mut self, hit: Hit, failed: bool) {
         self.store.hit_done(hit, failed);
+    }
+
+    /// The next thing to do.
+    #[inline]
+    pub(crate) fn next_action(&mut self) -> Option<Action> {
+        self.waiting.pop_front().or_else(|| self.store.next_action())
     }
 
     /// An action that could not be started comes first next time.
@@ -385,7 +389,7 @@ impl Pool {
         if at >= self.flights.len() {
             self.flights.resize(at + 1, None);
         }
-        self.flights[at] = Some(Flight { action, bounced, started: io.now() });
+        self.flights[at] = Some(Flight { action, bounced, started: io.now(), next: None });
         self.in_flight += 1;
         self.worked = true;
     }
@@ -413,10 +417,7 @@ impl Pool {
                 own = [slice];
                 Buffers::Guest { memory, segments: &own, skip: 0, len: action.len }
             }
-            (Buffer::Scratch { index, offset }, _) => {
-                scratch = [self.scratch_part(index, offset, action.len)];
-                Buffers::Guest { memory: self.scratch_id, segments: &scratch, skip: 0, len: action.len }
-            }
+            (Buffer::Scratch { .. }, _) => return self.move_scratch(action, file, io),
             (Buffer::Zeroes, _) => {
                 // More than the zeroes there are is a short transfer, which the store continues.
                 let len = action.len.min(UNIT_BYTES as u32);
@@ -484,10 +485,26 @@ impl Pool {
     /// The operation with this token ended.
     #[inline]
     pub(crate) fn completed(&mut self, token: u64, result: i32, io: &Io) {
-        let flight = self.flights[token as u32 as usize].take();
-        let Some(Flight { action, started, .. }) = flight else { return };
+        let (mut at, mut left) = (Some(token as u32), result);
+        let merged = |flight: &Flight| flight.next.is_some();
+        let merged = self.flights[token as u32 as usize].as_ref().is_some_and(merged);
+        while let Some(flight) = at.and_then(|at| self.flights[at as usize].take()) {
+            at = flight.next;
+            let moved = if merged { left.min(flight.action.len as i32) } else { left };
+            left -= if result > 0 { moved } else { 0 };
+            self.ended(&flight, moved, merged, io);
+        }
+    }
+
+    /// An action ended. If it was `merged` with others and nothing of it was done, it is tried again by itself.
+    #[inline]
+    fn ended(&mut self, flight: &Flight, result: i32, merged: bool, io: &Io) {
+        let Flight { action, started, .. } = *flight;
         self.in_flight -= 1;
         self.worked = true;
+        if merged && result <= 0 {
+            return self.waiting.push_back(action);
+        }
         let transfer = matches!(action.kind, ActionKind::Read | ActionKind::Write);
         if matches!(action.buffer, Buffer::Meta { .. }) || action.kind == ActionKind::Flush {
             self.metrics.device_time(&action, io.now().duration_since(started));
