@@ -231,6 +231,37 @@ impl Client {
         Ok(Figures { iops, p50_us, p99_us, server_cpu_ns: 0.0 })
     }
 
+    /// Requests at a steady rate for a warm-up and `seconds` more, whether earlier ones are done or not, as long as the depth
+    /// allows it: the load of guests that do not wait for this disk alone. Times count from when a request was due.
+    ///
+    /// # Errors
+    /// A failed request.
+    pub fn steady(&mut self, seconds: f64, per_second: u32) -> anyhow::Result<Figures> {
+        let mut times = Histogram::new();
+        let (begin, pause) = (Instant::now(), Duration::from_secs(1) / per_second);
+        let end = begin + WARM_UP + Duration::from_secs_f64(seconds);
+        let (mut due, mut requests, mut warm) = (begin, 0, false);
+        loop {
+            let now = Instant::now();
+            if now >= end {
+                break;
+            }
+            if !warm && now >= begin + WARM_UP {
+                (times, requests, warm) = (Histogram::new(), 0, true);
+            }
+            while due <= now && !self.free.is_empty() {
+                let block = self.random_block();
+                self.submit(self.load.op, block, due)?;
+                due += pause;
+            }
+            self.kick()?;
+            requests += self.take(&mut times)?;
+        }
+        self.drain(&mut times)?;
+        let (p50_us, p99_us) = (times.share_us(0.5), times.share_us(0.99));
+        Ok(Figures { iops: requests as f64 / seconds, p50_us, p99_us, server_cpu_ns: 0.0 })
+    }
+
     fn run(&mut self, time: Duration) -> anyhow::Result<(u64, Histogram)> {
         let mut times = Histogram::new();
         let mut requests = 0;
@@ -283,23 +314,29 @@ impl Client {
         if self.queue.avail_notif_needed() { self.notifier.notify() } else { Ok(()) }
     }
 
+    /// Takes what is complete.
+    fn take(&mut self, times: &mut Histogram) -> anyhow::Result<u64> {
+        let mut taken = 0;
+        let mut now = None;
+        for completion in self.queue.completions() {
+            ensure!(
+                completion.ret == 0,
+                "a request failed: {}",
+                io::Error::from_raw_os_error(-completion.ret)
+            );
+            let now = *now.get_or_insert_with(Instant::now);
+            times.add(now.duration_since(self.started[completion.context]));
+            self.free.push(completion.context);
+            taken += 1;
+        }
+        Ok(taken)
+    }
+
     /// Takes what is complete; sleeps until something is.
     fn collect(&mut self, times: &mut Histogram) -> anyhow::Result<u64> {
         let mut asked = false;
         loop {
-            let mut taken = 0;
-            let mut now = None;
-            for completion in self.queue.completions() {
-                ensure!(
-                    completion.ret == 0,
-                    "a request failed: {}",
-                    io::Error::from_raw_os_error(-completion.ret)
-                );
-                let now = *now.get_or_insert_with(Instant::now);
-                times.add(now.duration_since(self.started[completion.context]));
-                self.free.push(completion.context);
-                taken += 1;
-            }
+            let taken = self.take(times)?;
             if taken > 0 {
                 if asked {
                     self.queue.set_used_notif_enabled(false);

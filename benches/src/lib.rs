@@ -13,6 +13,7 @@ pub mod ovs;
 pub mod pairs;
 pub mod qsd;
 pub mod rounds;
+pub mod slow;
 pub mod sluice;
 pub mod testpmd;
 pub mod usage;

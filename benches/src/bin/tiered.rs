@@ -10,6 +10,7 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, ensure};
 use benches::blk_load::{Client, Figures, Load, Op};
 use benches::rounds::median;
+use benches::slow::Slow;
 use benches::volumes::Zram;
 use benches::{CLIENT_CORE, SERVER_CORE, pin, volumes};
 use clap::Parser;
@@ -18,6 +19,8 @@ use xtask::lab::{Daemon, Site, wait_for};
 
 const MIB: u64 = 1 << 20;
 const COLD: &str = "6GiB";
+/// Requests a second of a load that leaves the daemon room.
+const STEADY_PER_S: u32 = 50_000;
 
 /// What volumes in a tiered pool cost: server on core 0, client on core 1
 #[derive(Parser)]
@@ -129,12 +132,23 @@ fn migration(options: &Options, program: &Path, limit: &str) -> Result<()> {
     bed.volume("reads", 256 * MIB)?;
     bed.site.sluice(&["pool", "drain", "pool0", "--hot"])?;
     bed.volume("moves", 512 * MIB)?;
-    let mut shares = Vec::new();
-    let mut pairs = Vec::new();
+    for rate in [None, Some(STEADY_PER_S)] {
+        migration_row(options, &mut bed, limit, rate)?;
+    }
+    Ok(())
+}
+
+/// With as many requests as 32 in flight can be, or at a steady rate.
+fn migration_row(options: &Options, bed: &mut Bed, limit: &str, rate: Option<u32>) -> Result<()> {
+    let reads = |bed: &mut Bed| match rate {
+        None => bed.measure("reads", Op::RandomRead, 32, options.seconds),
+        Some(rate) => bed.client("reads", Op::RandomRead, 4096, 32)?.steady(options.seconds, rate),
+    };
+    let (mut shares, mut pairs) = (Vec::new(), Vec::new());
     for _ in 0..options.rounds {
-        let off = bed.measure("reads", Op::RandomRead, 32, options.seconds)?;
+        let off = reads(bed)?;
         let job = bed.site.sluice_json(&["pool", "drain", "pool0", "--hot", "--background"])?;
-        let on = bed.measure("reads", Op::RandomRead, 32, options.seconds)?;
+        let on = reads(bed)?;
         let id = job["id"].to_string();
         let state = bed.site.sluice_json(&["job", "show", &id])?["state"].clone();
         ensure!(state == "running", "the drain ended before the measurement: {state}");
@@ -145,8 +159,55 @@ fn migration(options: &Options, program: &Path, limit: &str) -> Result<()> {
     let share = median(&shares);
     let middle = |of: fn(&(f64, f64)) -> f64| median(&pairs.iter().map(of).collect::<Vec<_>>());
     let measured = format!("{share:.2}x ({:.0} us, without {:.0})", middle(|p| p.1), middle(|p| p.0));
-    let what = format!("p99 of 4k reads QD32 with {limit}/s of migration against without");
+    let load = rate.map_or("QD32".to_string(), |rate| format!("at {} k/s", rate / 1000));
+    let what = format!("p99 of 4k reads {load} with {limit}/s of migration against without");
     row(&what, &measured, "<= 1.25x", share <= 1.25);
+    Ok(())
+}
+
+/// Writes to data of which nothing is hot, while the cold device takes a tenth of a second for each operation: ten times
+/// what a disk takes.
+fn write_misses(program: &Path) -> Result<()> {
+    let mut bed = Bed::new(program, None, &[])?;
+    let raw = Zram::add()?;
+    volumes::fill(&raw.path())?;
+    bed.site.sluice(&["volume", "create", "raw", "--device", &raw.path().display().to_string()])?;
+    let (bytes, step) = (512 * MIB, MIB);
+    for (name, bytes) in [("v0", bytes), ("probe", 32 * MIB)] {
+        let size = bytes.to_string();
+        bed.site.sluice(&["volume", "create", name, "--pool", "pool0", "--size", &size, "--pin", "cold"])?;
+        bed.client(name, Op::RandomWrite, 1 << 20, 4)?.pass(bytes, MIB, false)?;
+    }
+    bed.site.sluice(&["volume", "pin", "v0", "auto"])?;
+    let hot = bed.client("raw", Op::RandomWrite, 4096, 1)?.pass(bytes, step, true)?;
+    let server = bed.daemon.process().id();
+    let _slow = Slow::new(server, &bed.dir.path().join("cold.img"), 10)?;
+    let cold = bed.client("probe", Op::RandomRead, 4096, 1)?.pass(16 * MIB, MIB, true)?;
+    let misses = |bed: &Bed| {
+        let all = bed.daemon.metrics()?;
+        all.sum("sluice_tier_misses_total", &[("op", "write")]).context("the number of misses")
+    };
+    let before = misses(&bed)?;
+    let miss = bed.client("v0", Op::RandomWrite, 4096, 1)?.pass(bytes, step, true)?;
+    // What is counted is shown a moment later.
+    wait_for("all writes to be counted as misses", std::time::Duration::from_secs(5), || {
+        Ok((misses(&bed)? - before >= (bytes / step) as f64).then_some(()))
+    })?;
+    let share = miss.p50_us / hot.p50_us;
+    let measured = format!(
+        "{share:.2}x ({:.1} us, p99 {:.1}; hot {:.1}, p99 {:.1}; cold reads {:.0} ms)",
+        miss.p50_us,
+        miss.p99_us,
+        hot.p50_us,
+        hot.p99_us,
+        cold.p50_us / 1e3
+    );
+    row(
+        "4k write miss with a cold device of 10 operations a second, QD1 p50",
+        &measured,
+        "<= 2x hot",
+        share <= 2.0,
+    );
     Ok(())
 }
 
@@ -155,9 +216,9 @@ fn drain(program: &Path) -> Result<()> {
     let mut bed = Bed::new(program, None, &[])?;
     let bytes = 768 * MIB;
     bed.volume("v0", bytes)?;
-    let begin = Instant::now();
-    bed.site.sluice(&["pool", "drain", "pool0", "--hot"])?;
-    let ours = bytes as f64 / begin.elapsed().as_secs_f64() / MIB as f64;
+    let job = bed.site.sluice_json(&["pool", "drain", "pool0", "--hot"])?;
+    let seconds = job["took_s"].as_f64().context("how long the drain took")?;
+    let ours = bytes as f64 / seconds / MIB as f64;
     let to = bed.dir.path().join("sequential");
     // What the pool's file is like: its space is given out before, but nothing was written there.
     std::fs::File::create(&to)?.set_len(bytes)?;
@@ -213,6 +274,9 @@ fn main() -> Result<()> {
     }
     if chosen("migration") {
         migration(&options, &program, "16MiB")?;
+    }
+    if chosen("misses") {
+        write_misses(&program)?;
     }
     if chosen("drain") {
         drain(&program)?;
