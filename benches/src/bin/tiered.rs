@@ -96,9 +96,10 @@ impl Bed {
 
 /// A hit against the raw device.
 fn hot_hits(options: &Options, program: &Path) -> Result<()> {
-    let mut bed = Bed::new(program, None, &[])?;
+    // Made first, so that it goes last: a device that the daemon has open stays.
     let raw = Zram::add()?;
     volumes::fill(&raw.path())?;
+    let mut bed = Bed::new(program, None, &[])?;
     bed.site.sluice(&["volume", "create", "raw", "--device", &raw.path().display().to_string()])?;
     bed.volume("v0", 640 * MIB)?;
     let (mut shares, mut rates) = (Vec::new(), Vec::new());
@@ -168,9 +169,10 @@ fn migration_row(options: &Options, bed: &mut Bed, limit: &str, rate: Option<u32
 /// Writes to data of which nothing is hot, while the cold device takes a tenth of a second for each operation: ten times
 /// what a disk takes.
 fn write_misses(program: &Path) -> Result<()> {
-    let mut bed = Bed::new(program, None, &[])?;
+    // Made first, so that it goes last: a device that the daemon has open stays.
     let raw = Zram::add()?;
     volumes::fill(&raw.path())?;
+    let mut bed = Bed::new(program, None, &[])?;
     bed.site.sluice(&["volume", "create", "raw", "--device", &raw.path().display().to_string()])?;
     let (bytes, step) = (512 * MIB, MIB);
     for (name, bytes) in [("v0", bytes), ("probe", 32 * MIB)] {

@@ -28,8 +28,9 @@ use crate::queue::is_aligned;
 pub(crate) const POOL_TOKEN: u64 = 1 << 62;
 /// A pool's token is: the mark, the pool's number, the action.
 const NUMBER_SHIFT: u32 = 32;
-/// How often the store is told the time while it works.
-const TICK_BUSY: Duration = Duration::from_millis(10);
+/// How often the store is told the time while it works: what a limit of some MiB a second allows in between is one unit,
+/// so that guests wait behind one, not behind several.
+const TICK_BUSY: Duration = Duration::from_millis(2);
 /// How often while nothing happens: for what is to be made durable sooner or later.
 const TICK_IDLE: Duration = Duration::from_millis(500);
 
