@@ -53,7 +53,7 @@ impl FlowSpec {
             }
             None => Match::any(),
         };
-        let instructions = match (actions, instructions) {
+        let mut instructions = match (actions, instructions) {
             (Some(_), Some(_)) => {
                 let remedy = "give `actions`, which is short for one `apply_actions`, or `instructions`";
                 errors.add("instructions", "", "`actions` is given too", remedy);
@@ -65,6 +65,8 @@ impl FlowSpec {
             }
             (None, instructions) => read_instructions(instructions.unwrap_or_default(), errors),
         };
+        // To apply nothing is to do nothing, and is written so.
+        instructions.retain(|instruction| *instruction != Instruction::ApplyActions(vec![]));
         let spec =
             FlowSpec { table: table.unwrap_or(0), priority: priority.unwrap_or(0), matching, instructions };
         Some(spec).filter(|_| errors.is_empty())
@@ -441,6 +443,13 @@ fn instruction_value(instruction: &Instruction) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn to_apply_nothing_is_to_do_nothing() {
+        let read = |value| FlowSpec::from_json(value, &mut Errors::new()).expect("a good flow");
+        let flow = read(json!({"instructions": [{"apply_actions": []}]}));
+        assert_eq!(read(flow.to_json()), flow);
+    }
 
     fn read(value: Value) -> Result<FlowSpec, Vec<String>> {
         let mut errors = Errors::new();
