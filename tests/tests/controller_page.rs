@@ -78,8 +78,24 @@ fn a_network_is_made_and_a_port_attached_with_the_difference_shown_first() {
         browser.until(&format!("document.body.dataset.view === '{view}'"));
         browser.until(&format!("{seen}.test({})", rows(table)));
     }
+    // What comes late for another view does not change which one is seen.
+    browser.evaluate(
+        "document.querySelector('#flow-count').textContent = '';
+        window.answer = undefined;
+        window.usual = window.fetch;
+        window.fetch = async (...what) => {
+            window.fetch = window.usual;
+            await new Promise(go => window.answer = go);
+            return window.usual(...what);
+        };
+        location.hash = '#flows'",
+    );
+    browser.until("window.answer !== undefined");
     browser.evaluate("location.hash = '#new'");
     browser.until("document.body.dataset.view === 'new'");
+    browser.evaluate("window.answer()");
+    browser.until("document.querySelector('#flow-count').textContent !== ''");
+    assert_eq!(browser.evaluate("document.body.dataset.view"), "new");
     browser.evaluate("document.querySelector('#network-form [name=vlan]').value = '5000'");
     browser.evaluate("document.querySelector('#network-form').requestSubmit()");
     browser.until("document.querySelector('#outcome').textContent.includes('out of range')");

@@ -179,8 +179,10 @@ async function showLog() {
 const views = { topology: showTopology, networks: showNetworks, flows: showFlows, acls: showAcls,
   addresses: showAddresses, new: showNew, log: showLog };
 
+const wanted = () => (location.hash.slice(1) in views ? location.hash.slice(1) : "topology");
+
 async function refresh() {
-  const view = location.hash.slice(1) in views ? location.hash.slice(1) : "topology";
+  const view = wanted();
   for (const section of document.querySelectorAll("main > section")) section.hidden = section.id !== view;
   for (const link of document.querySelectorAll("nav a")) {
     if (link.hash === `#${view}`) link.setAttribute("aria-current", "page"); else link.removeAttribute("aria-current");
@@ -191,7 +193,8 @@ async function refresh() {
   } catch (error) {
     $("state").textContent = error.message;
   }
-  document.body.dataset.view = view;
+  // Answers may come when another view is wanted already.
+  if (view === wanted()) document.body.dataset.view = view;
 }
 
 function previewText(preview) {
