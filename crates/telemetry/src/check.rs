@@ -109,9 +109,12 @@ pub fn size(text: &str) -> Result<u64, String> {
     number.checked_mul(1 << shift).ok_or_else(|| "larger than 2^64 bytes".to_string())
 }
 
+/// Units of sizes, the largest first, as powers of two.
+const UNITS: [(u32, &str); 4] = [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")];
+
 /// A size as people write it: in the largest unit that divides it.
 pub fn show_size(bytes: u64) -> String {
-    for (shift, unit) in [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")] {
+    for (shift, unit) in UNITS {
         if bytes != 0 && bytes.trailing_zeros() >= shift {
             return format!("{}{unit}", bytes >> shift);
         }
@@ -122,9 +125,7 @@ pub fn show_size(bytes: u64) -> String {
 /// A size for a glance: as [`show_size`] where that is short, else three digits of it.
 pub fn about_size(bytes: u64) -> String {
     let exact = show_size(bytes);
-    let unit = [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")]
-        .into_iter()
-        .find(|(shift, _)| bytes >> shift > 0);
+    let unit = UNITS.into_iter().find(|(shift, _)| bytes >> shift > 0);
     match unit {
         Some((shift, unit)) if exact.len() > "9999KiB".len() => {
             let value = bytes as f64 / (1_u64 << shift) as f64;
