@@ -156,6 +156,24 @@ fn full_pool(bed: &Bed, options: BlkOptions) -> BlkFrontend {
 /// Writes in flight, by tag, which is their sector: what they wrote.
 type Held = Vec<(u64, u8)>;
 
+/// Stops the queues, which does not wait for what waits.
+fn pause_at_once(blk: &mut BlkFrontend) -> Vec<u16> {
+    let began = Instant::now();
+    let bases = blk.pause().unwrap();
+    assert!(began.elapsed() < DETACH, "{:?}", began.elapsed());
+    bases
+}
+
+/// The tags of what was answered, all of it with an error.
+fn failed(blk: &mut BlkFrontend) -> Vec<u64> {
+    let mut failed = Vec::new();
+    while let Some(answer) = blk.answer_any(Duration::ZERO) {
+        assert_eq!(answer.status, IO_ERROR, "{answer:?}");
+        failed.push(answer.tag);
+    }
+    failed
+}
+
 /// More writes that have to wait, on all queues, and overwrites between them that need not.
 fn hold_more(blk: &mut BlkFrontend, held: &mut Held) {
     for turn in 0..8 {
@@ -222,9 +240,7 @@ fn writes_that_wait_for_space_let_their_queue_stop() {
     let mut held = first_held(&blk);
     hold_more(&mut blk, &mut held);
     // The guest is paused, and goes on.
-    let began = Instant::now();
-    let bases = blk.pause().unwrap();
-    assert!(began.elapsed() < DETACH, "{:?}", began.elapsed());
+    let bases = pause_at_once(&mut blk);
     assert!(blk.answer_any(Duration::ZERO).is_none(), "nobody may be told that it was done");
     blk.resume(&bases).unwrap();
     assert!(holds_within(PATIENCE, || bed.pool()["state"] == "full"), "{}", bed.pool());
@@ -265,14 +281,8 @@ fn without_an_inflight_region_what_waits_ends_or_is_done_again() {
     let mut blk = full_pool(&bed, BlkOptions { inflight: false, ..BlkOptions::default() });
     let mut held = first_held(&blk);
     hold_more(&mut blk, &mut held);
-    let began = Instant::now();
-    let bases = blk.pause().unwrap();
-    assert!(began.elapsed() < DETACH, "{:?}", began.elapsed());
-    let mut failed = Vec::new();
-    while let Some(answer) = blk.answer_any(Duration::ZERO) {
-        assert_eq!(answer.status, IO_ERROR, "{answer:?}");
-        failed.push(answer.tag);
-    }
+    let bases = pause_at_once(&mut blk);
+    let failed = failed(&mut blk);
     // The last overwrite came after the seventh write that waits; the eighth is behind it.
     assert_eq!(failed.len(), held.len() - 1);
     held.retain(|(tag, _)| !failed.contains(tag));
@@ -290,14 +300,8 @@ fn while_a_dirty_log_runs_what_waits_ends_or_is_done_again() {
     hold_more(&mut blk, &mut held);
     let log = GuestRam::new(0, 2 << 20).unwrap();
     blk.log_to(&log).unwrap();
-    let began = Instant::now();
-    let bases = blk.pause().unwrap();
-    assert!(began.elapsed() < DETACH, "{:?}", began.elapsed());
-    let mut failed = Vec::new();
-    while let Some(answer) = blk.answer_any(Duration::ZERO) {
-        assert_eq!(answer.status, IO_ERROR, "{answer:?}");
-        failed.push(answer.tag);
-    }
+    let bases = pause_at_once(&mut blk);
+    let failed = failed(&mut blk);
     assert!(!failed.is_empty() && failed.len() < held.len(), "{failed:?} of {held:?}");
     held.retain(|(tag, _)| !failed.contains(tag));
     blk.resume(&bases).unwrap();
