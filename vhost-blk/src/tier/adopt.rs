@@ -17,7 +17,7 @@ use super::limits::ChangeLimits;
 use super::spec::{DeviceSpec, TierName};
 use crate::disk::{self, DiskError, host};
 use crate::spec::{Backing, VolumeSpec, VolumeView};
-use crate::volume::{Held, Volumes, chain_of, no_volume, refused};
+use crate::volume::{Held, Volumes, no_volume, refused};
 
 /// Why a file or device cannot be adopted.
 #[derive(Debug, thiserror::Error)]
@@ -218,31 +218,9 @@ impl Volumes {
         let path = device.path.clone();
         let adopted_bytes = Some(data_bytes);
         let spec = DeviceSpec { tier: TierName::Cold, path, size_bytes, uuid, adopted_bytes };
-        let forget = |held: &mut Held| {
-            let devices = held.pools.get_mut(name).map(|pool| &mut pool.spec.devices);
-            devices.into_iter().for_each(|devices| devices.retain(|device| device.uuid != uuid));
-        };
-        held.pools.get_mut(name).into_iter().for_each(|pool| pool.spec.devices.push(spec.clone()));
-        // Kept before it joins: a pool that has it must be able to find it.
-        if let Err(problem) = self.keep(held) {
-            forget(held);
-            return Err(AdoptError::Pool(problem.to_string()));
-        }
-        match pool.grow(Some(device), Growth::Adopt { uuid, data_bytes, size_bytes }) {
-            Ok(grown) => grown.volume.ok_or_else(|| AdoptError::Pool("no volume came of it".to_string())),
-            Err(reason) => {
-                forget(held);
-                // The list may name it for longer than it is there, not the other way round.
-                if let Err(problem) = self.keep(held) {
-                    tracing::warn!(
-                        pool = name,
-                        error = chain_of(&problem),
-                        "the list names a device too many"
-                    );
-                }
-                Err(AdoptError::Pool(reason))
-            }
-        }
+        let growth = Growth::Adopt { uuid, data_bytes, size_bytes };
+        let grown = self.join(held, name, pool, spec, device, growth).map_err(AdoptError::Pool)?;
+        grown.volume.ok_or_else(|| AdoptError::Pool("no volume came of it".to_string()))
     }
 }
 

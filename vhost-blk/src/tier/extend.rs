@@ -4,7 +4,7 @@ use std::path::Path;
 
 use telemetry::Problem;
 use telemetry::check::Errors;
-use tiering::{DeviceId, DeviceSpec as NewMember, Growth};
+use tiering::{DeviceId, DeviceSpec as NewMember, Grown, Growth};
 use uuid::Uuid;
 
 use super::control::PoolHandle;
@@ -58,24 +58,41 @@ impl Volumes {
                 let (uuid, size_bytes) = (Uuid::new_v4(), device.size_bytes);
                 let spec =
                     DeviceSpec { tier, path: device.path.clone(), size_bytes, uuid, adopted_bytes: None };
-                // Kept before it joins: a pool that has it must be able to find it.
-                devices_of(held, name).into_iter().for_each(|devices| devices.push(spec.clone()));
-                let joined = self.keep(held).map_err(|problem| problem.to_string()).and_then(|()| {
-                    let member = NewMember { uuid, tier: tier.into(), size_bytes };
-                    pool.grow(Some(device.clone()), Growth::Add(member))
-                });
-                if let Err(reason) = joined {
-                    devices_of(held, name)
-                        .into_iter()
-                        .for_each(|devices| devices.truncate(devices.len() - 1));
-                    // The list may name it for longer than it is there, not the other way round.
-                    let _ = self.keep(held);
+                let growth = Growth::Add(NewMember { uuid, tier: tier.into(), size_bytes });
+                let joined = self.join(held, name, pool, spec, device.clone(), growth);
+                joined.map(drop).map_err(|reason| {
                     device.unmake();
-                    return Err(format!("{}: {reason}", spec.path.display()));
-                }
-                Ok(())
+                    format!("{}: {reason}", device.path.display())
+                })
             }
         }
+    }
+
+    /// A device joins a pool, as `growth` says; `spec` is how the list names it.
+    pub(super) fn join(
+        &self,
+        held: &mut Held,
+        name: &str,
+        pool: &PoolHandle,
+        spec: DeviceSpec,
+        device: OpenDevice,
+        growth: Growth,
+    ) -> Result<Grown, String> {
+        let uuid = spec.uuid;
+        // Kept before it joins: a pool that has it must be able to find it.
+        if let Some(devices) = devices_of(held, name) {
+            devices.push(spec);
+        }
+        let kept = self.keep(held).map_err(|problem| problem.to_string());
+        kept.and_then(|()| pool.grow(Some(device), growth)).inspect_err(|_| {
+            if let Some(devices) = devices_of(held, name) {
+                devices.retain(|device| device.uuid != uuid);
+            }
+            // The list may name it for longer than it is there, not the other way round.
+            if let Err(problem) = self.keep(held) {
+                tracing::warn!(pool = name, error = chain_of(&problem), "the list names a device too many");
+            }
+        })
     }
 }
 
