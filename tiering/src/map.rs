@@ -181,6 +181,11 @@ impl Map {
         all.into_iter()
     }
 
+    /// Where the slots of the adopted devices begin whose content a volume is, in no order.
+    pub fn homes(&self) -> impl Iterator<Item = Extent> {
+        self.volumes.values().filter_map(|volume| volume.home)
+    }
+
     /// Leaves that the volumes of this map may come to need, together.
     pub fn leaves_reserved(&self) -> u64 {
         self.reserved

@@ -216,8 +216,7 @@ pub fn read_create(body: Value) -> Result<NewVolume, Problem> {
         fields.errors().add("block_size", bytes, "not a block size", "use 512 or 4096");
     }
     let size_bytes = read_size(&mut fields, block_bytes.unwrap_or(512));
-    let there = |place: &PoolPlace| place.adopted.is_some() || place.id != 0;
-    let has_size = backing.as_ref().and_then(Backing::place).is_some_and(there);
+    let has_size = backing.as_ref().and_then(Backing::place).is_some_and(PoolPlace::is_there);
     if size_bytes.is_none() && !has_size && matches!(backing, Some(Backing::Null | Backing::Pool(_))) {
         fields.errors().add("size_bytes", "", "missing", format!("this volume needs {SIZE_EXPECTED}"));
     }

@@ -280,7 +280,7 @@ impl Volumes {
             let pool = held.open_pool(&place.name)?;
             let size_bytes = spec.size_bytes.unwrap_or_default();
             let title = format!("the volume `{}` cannot be created", spec.name);
-            if place.adopted.is_some() || place.id != 0 {
+            if place.is_there() {
                 return self.name_what_is_there(&mut held, spec, &limits, &pool);
             }
             let id = make_in_pool(&pool, size_bytes, place.pin.into())
@@ -546,7 +546,7 @@ impl Volumes {
         let pool = held.open_pool(&place.name)?;
         let volume = place.volume();
         let info = pool
-            .ask(move |store| store.volumes().find(|info| info.id == volume))
+            .ask(move |store| store.volume(volume))
             .map_err(|gone| Problem::internal(title.clone()).detail(gone.to_string()))?;
         let Some(info) = info else {
             let detail = format!("the pool `{}` has no volume of the number {}", place.name, place.id);
@@ -636,7 +636,7 @@ impl Held {
     /// Looks for a volume of a pool that has no name and is not being made or deleted; true if it is read-only.
     pub(crate) fn find_unnamed(&self, pool: &PoolHandle, place: &PoolPlace) -> Result<bool, Problem> {
         let id = place.volume();
-        let find = move |store: &mut tiering::Store| store.volumes().find(|info| info.id == id);
+        let find = move |store: &mut tiering::Store| store.volume(id);
         let found = pool.ask(find).map_err(crate::tier::gone)?;
         let on_its_way = |doomed: &Doomed| doomed.pool == place.name && doomed.id == place.id;
         let busy = self.doomed.iter().chain(&self.unfinished).any(on_its_way);

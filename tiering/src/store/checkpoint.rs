@@ -233,7 +233,7 @@ impl Store {
                 continue;
             }
             let (_, extents) = self.cooling.swap_remove(at);
-            let homes: FastSet<Extent> = self.map.volumes().filter_map(|(_, volume)| volume.home).collect();
+            let homes: FastSet<Extent> = self.map.homes().collect();
             for extent in extents {
                 if self.allocator.home_of(extent).is_some_and(|home| !homes.contains(&home)) {
                     self.allocator.release(extent);

@@ -366,8 +366,13 @@ impl Store {
 
     /// All volumes.
     pub fn volumes(&self) -> impl Iterator<Item = VolumeInfo> {
-        let unseen = self.unseen();
-        self.map.volumes().filter(move |(id, _)| Some(*id) != unseen).map(|(id, volume)| VolumeInfo {
+        self.map.volumes().filter_map(|(id, _)| self.volume(id))
+    }
+
+    /// One volume.
+    pub fn volume(&self, id: VolumeId) -> Option<VolumeInfo> {
+        let volume = self.map.volume(id).filter(|_| Some(id) != self.unseen())?;
+        Some(VolumeInfo {
             id,
             size_bytes: volume.size_bytes,
             writable: volume.writable,

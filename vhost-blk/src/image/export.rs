@@ -127,7 +127,7 @@ impl Volumes {
         };
         let pool = held.open_pool(&place.name)?;
         let source = place.volume();
-        let stored = pool.ask(move |store| store.volumes().find(|info| info.id == source));
+        let stored = pool.ask(move |store| store.volume(source));
         let stored = stored.ok().flatten().map_or(0, |info| info.mapped_bytes);
         let room = room_in(&new.to).map_err(wrong)?;
         if stored > room {

@@ -259,7 +259,7 @@ impl Volumes {
         };
         let (id, limits) = (place.volume(), limits.clone());
         let change = move |store: &mut tiering::Store| {
-            let known = store.volumes().find(|info| info.id == id).map(|info| info.limits);
+            let known = store.volume(id).map(|info| info.limits);
             let known = known.ok_or(tiering::VolumeError::NoVolume(id))?;
             store.set_limits(id, limits.apply(known, tenant))
         };
@@ -303,9 +303,7 @@ impl Volumes {
     pub(crate) fn tier_view(&self, name: &str) -> Result<Option<TierView>, Problem> {
         let Ok(InPool { pool, place, .. }) = self.in_pool(name) else { return Ok(None) };
         let id = place.volume();
-        let look = move |store: &mut tiering::Store| {
-            (store.volumes().find(|info| info.id == id), store.pin_ranges(id))
-        };
+        let look = move |store: &mut tiering::Store| (store.volume(id), store.pin_ranges(id));
         let (Some(info), ranges) = pool.ask(look).map_err(gone)? else { return Ok(None) };
         let held = self.lock();
         let of_pool = held.pools.get(&place.name);

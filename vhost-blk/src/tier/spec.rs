@@ -118,6 +118,11 @@ impl PoolPlace {
     pub fn volume(&self) -> VolumeId {
         VolumeId(self.id)
     }
+
+    /// Whether the volume's data are there before it has its name: to be adopted, or a volume of the pool without one.
+    pub fn is_there(&self) -> bool {
+        self.adopted.is_some() || self.id != 0
+    }
 }
 
 /// Where the operator wants the data of a volume.
