@@ -97,7 +97,8 @@ fn a_drain_shows_itself_on_a_terminal() {
     bed.volume("v0", 24 * MIB, &[]);
     write_units(&mut connect(&bed, "v0"), 0, 320, 1);
     let (program, run_dir) = (bed.site.program.display(), bed.site.run_dir());
-    let drain = format!("{program} pool drain pool0 --hot --run-dir {}", run_dir.display());
+    // `exec`: a shell that stays would have the Ctrl-C too, and some end with their own code then.
+    let drain = format!("exec {program} pool drain pool0 --hot --run-dir {}", run_dir.display());
     let mut terminal = Command::new("script");
     terminal.args(["-qefc", &drain, "/dev/null"]).stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut terminal = terminal.spawn().unwrap_or_else(|error| panic!("script (package bsdutils): {error}"));
