@@ -11,7 +11,9 @@ use tiering::{
 };
 use virtq::Chain;
 
-use super::{CHANGED, Failure, Kit, Method, Rest, Serving, Stage, Step, is_transient, read_range};
+use super::ranges::{Method, read_range};
+use super::transfer::{Rest, is_transient};
+use super::{CHANGED, Failure, Kit, Serving, Stage, Step};
 use crate::metrics::ErrorKind;
 use crate::request::{DiskLimits, HEADER_BYTES, Request, Status};
 use crate::tier::{GuestPart, Owner, Pool};

@@ -3,7 +3,8 @@
 use reactor::{Buffers, FileId, Full};
 use virtq::{Chain, Queue};
 
-use super::{Failure, Kit, Serving, Stage, Step, is_transient};
+use super::transfer::is_transient;
+use super::{Failure, Kit, Serving, Stage, Step};
 use crate::disk::Medium;
 use crate::helper::Job;
 use crate::request::{DiskLimits, HEADER_BYTES, RANGE_BYTES, Range, Request, Status, parse_range};
