@@ -53,11 +53,13 @@ pub fn router(volumes: Arc<Volumes>) -> Router {
     router.route("/openapi.json", get(async || Json(description))).with_state(volumes)
 }
 
-/// Runs what blocks on files and workers beside the threads that serve requests.
+/// Runs what blocks on files and workers beside the threads that serve requests. Refused until the volumes of an earlier
+/// run are back, so that nobody takes a daemon that starts for one that has nothing.
 async fn blocking<R: Send + 'static>(
     volumes: Arc<Volumes>,
     work: impl FnOnce(&Volumes) -> R + Send + 'static,
 ) -> Result<R, Problem> {
+    volumes.workers()?;
     tokio::task::spawn_blocking(move || work(&volumes))
         .await
         .map_err(|error| Problem::internal("the request could not be carried out").detail(error.to_string()))
@@ -463,4 +465,25 @@ async fn check_pool(
     Path(name): Path<String>,
 ) -> Result<Json<CheckView>, Problem> {
     blocking(volumes, move |volumes| volumes.check_pool(&name)).await?.map(Json)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Nobody takes a daemon that starts for one without volumes.
+    #[tokio::test]
+    async fn a_daemon_that_starts_does_not_say_what_it_has() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = telemetry::state::StateDir::open(dir.path()).unwrap();
+        let volumes = Arc::new(Volumes::empty(state, dir.path().into(), telemetry::Registry::new()));
+        let refused = [
+            list(State(volumes.clone())).await.err(),
+            list_pools(State(volumes.clone())).await.err(),
+            show_pool(State(volumes.clone()), Path("p".into())).await.err(),
+        ];
+        for problem in refused {
+            assert_eq!(problem.map(|problem| problem.status), Some(503));
+        }
+    }
 }
