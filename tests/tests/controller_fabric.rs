@@ -431,7 +431,12 @@ fn moves_and_loops(fabric: &Fabric, hosts: &[Host]) {
             list.as_array().unwrap().iter().find(on).map(|entry| entry["port"].clone())
         };
         assert!(holds_within(PATIENCE, || port() == Some(json!(host))), "{:?}, not {host}", port());
+        // The controller knows before the switch does, which is told this rule last.
+        let parts = [format!("in_port={host},"), format!("dl_src={}", text(guest))];
+        let told = || fabric.flows(1).iter().any(|flow| parts.iter().all(|part| flow.contains(part)));
+        assert!(holds_within(PATIENCE, told), "{:#?}", fabric.flows(1));
     }
+    fabric.in_force();
     ears.frame(2, guest, &[], &[3]);
     ears.flush(&[(2, 3), (2, 1), (1, 2), (3, 2)]);
     ears.done();
