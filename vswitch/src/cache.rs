@@ -13,6 +13,11 @@
 //!
 //! Counting a packet therefore touches no line but the entry's own. The counts move to the flows when the entry
 //! is given away and when the control side asks ([`FlowCache::start_drain`]).
+//!
+//! Which line it is a byte of the hash tells, kept for all entries of a set in one word: so a packet loads one line of its
+//! own, and the words of all sets stay in the processor's inner caches.
+
+use std::hint::select_unpredictable;
 
 use packet::{FlowKey, WORDS};
 use reactor::{large_table, prefetch};
@@ -28,9 +33,9 @@ const FIRST_WORDS: usize = LINE_WORDS - META_WORDS;
 const LISTED: u64 = 1 << 63;
 const PACKETS_SHIFT: u32 = 44;
 const PACKETS_MAX: u64 = (1 << (64 - PACKETS_SHIFT)) - 1;
-/// Entries with the same index: an entry and its neighbour line. Each key has two indexes, of which the second is looked
-/// at when the first has no room: with one, a sixth of the flows of a cache a third full would push each other out.
-const WAYS: usize = 2;
+/// Entries with the same index, and bytes of a word of tags. Each key has two indexes and is put where there is more room:
+/// so a cache that is three quarters full has room for everybody.
+const WAYS: usize = 8;
 /// Cache lines at the start.
 const LINES_MIN: usize = 1 << 12;
 /// Cache lines at most, for tables that are not large: 16 MiB.
@@ -55,6 +60,10 @@ struct Shape {
     words: [u8; WORDS],
     masks: [u64; WORDS],
     count: usize,
+    /// The key of an entry is the first words of a key, with the bits that `leading` has: so it is where rules look at
+    /// ingress port, addresses, VLAN and ports of IPv4 packets.
+    direct: bool,
+    leading: [u64; FIRST_WORDS],
     /// Words of a key in the cache: those, and zeros up to the end of its last line.
     padded: usize,
     /// Lines of an entry.
@@ -66,13 +75,16 @@ struct Shape {
 impl Shape {
     fn new(mask: &FlowKey, lines: usize) -> Shape {
         let (words, masks) = ([0; WORDS], [0; WORDS]);
-        let mut shape = Shape { words, masks, count: 0, padded: 0, stride: 1, sets_mask: 0 };
+        let (leading, others) = mask.words().split_first_chunk().expect("a key has that many words");
+        let (leading, direct) = (*leading, others.iter().all(|word| *word == 0));
+        let mut shape = Shape { words, masks, count: 0, direct, leading, padded: 0, stride: 1, sets_mask: 0 };
         for (word, mask) in mask.words().iter().enumerate().filter(|(_, mask)| **mask != 0) {
             shape.words[shape.count] = word as u8;
             shape.masks[shape.count] = *mask;
             shape.count += 1;
         }
-        shape.stride = (shape.count + META_WORDS).div_ceil(LINE_WORDS);
+        let words = if direct { FIRST_WORDS } else { shape.count };
+        shape.stride = (words + META_WORDS).div_ceil(LINE_WORDS);
         shape.padded = (shape.stride * LINE_WORDS - META_WORDS).min(WORDS);
         // The largest power of two that fits.
         shape.sets_mask = (1 << (lines / (shape.stride * WAYS)).ilog2()) - 1;
@@ -82,6 +94,12 @@ impl Shape {
     /// Writes the words that make the key of an entry to the front of `to`, and the zeros behind them.
     #[inline]
     fn cut(&self, key: &FlowKey, to: &mut [u64; WORDS]) {
+        if self.direct {
+            for (i, mask) in self.leading.iter().enumerate() {
+                to[i] = key.words()[i] & mask;
+            }
+            return;
+        }
         if self.padded > FIRST_WORDS {
             *to = [0; WORDS];
         } else {
@@ -100,11 +118,31 @@ pub struct Place {
     key: [u64; WORDS],
     /// Where it is, or else.
     sets: [usize; 2],
+    tag: u8,
+    /// First line of the entry that it most likely is.
+    likely: usize,
 }
 
 impl Place {
     /// No place; to initialise batches.
-    pub const NONE: Place = Place { key: [0; WORDS], sets: [0; 2] };
+    pub const NONE: Place = Place { key: [0; WORDS], sets: [0; 2], tag: 0, likely: 0 };
+}
+
+/// The lowest and the highest bit of each byte.
+const LOW_BITS: u64 = 0x0101_0101_0101_0101;
+const HIGH_BITS: u64 = LOW_BITS << 7;
+
+/// The highest bit of each byte of `tags` that is `tag`. Bytes above the first that is may be wrong; a key says for certain.
+#[inline]
+fn same(tags: u64, tag: u8) -> u64 {
+    let differs = tags ^ (LOW_BITS * u64::from(tag));
+    differs.wrapping_sub(LOW_BITS) & !differs & HIGH_BITS
+}
+
+/// The way of the lowest bit in what [`same`] says; any, if there is none.
+#[inline]
+fn way(bits: u64) -> usize {
+    (bits.trailing_zeros() / 8) as usize % WAYS
 }
 
 /// What the caller decided for a packet that was not in the cache.
@@ -126,6 +164,9 @@ pub struct FlowCache {
     shape: Shape,
     generation: u32,
     lines: Vec<Line>,
+    /// A word for each set, a byte for each of its entries: their [`Place::tag`]s. What is not an entry any longer, or
+    /// never was one, has one too.
+    tags: Vec<u64>,
     origins: Vec<Origin>,
     counted: Vec<u32>,
     draining: Vec<u32>,
@@ -147,6 +188,7 @@ impl FlowCache {
             shape: Shape::new(&FlowKey::ZERO, LINES_MIN),
             generation: 1,
             lines: Vec::new(),
+            tags: Vec::new(),
             origins: Vec::new(),
             counted: Vec::new(),
             draining: Vec::new(),
@@ -166,6 +208,7 @@ impl FlowCache {
 
     fn allocate(&mut self, lines: usize) {
         self.lines = large_table(&Line([0; LINE_WORDS]), lines);
+        self.tags = large_table(&0, lines / WAYS);
         self.origins = large_table(&Origin::default(), lines);
         self.counted = Vec::with_capacity(lines);
         self.draining = Vec::with_capacity(lines);
@@ -181,6 +224,7 @@ impl FlowCache {
             // The entries' places change, or old generations would come again.
             self.flush(stats);
             self.lines.fill(Line([0; LINE_WORDS]));
+            self.tags.fill(0);
             self.generation = 0;
         }
         self.shape = shape;
@@ -194,7 +238,7 @@ impl FlowCache {
             return;
         }
         self.flush(stats);
-        self.allocate((self.lines.len() * 4).min(self.lines_max));
+        self.allocate((self.lines.len() * 2).min(self.lines_max));
         let mut mask = [0; WORDS];
         for i in 0..self.shape.count {
             mask[usize::from(self.shape.words[i])] = self.shape.masks[i];
@@ -202,28 +246,32 @@ impl FlowCache {
         self.shape = Shape::new(&FlowKey::from_words(mask), self.lines.len());
     }
 
-    /// Finds where a packet with this key is, if it is there at all.
+    /// Finds where a packet with this key is, if it is there at all, and asks for the line, so that the lines of a batch are
+    /// on their way together.
     #[inline]
     pub fn place(&self, key: &FlowKey, place: &mut Place) {
         self.shape.cut(key, &mut place.key);
-        let hash = hash::words(self.seed, &place.key[..self.shape.count.min(WORDS)]);
-        place.sets[0] = hash as usize & self.shape.sets_mask;
-        place.sets[1] = (hash >> 32) as usize & self.shape.sets_mask;
-    }
-
-    /// Asks for the first lines of a place, so that the lines of a batch are on their way together.
-    #[inline]
-    pub fn touch(&self, place: &Place) {
-        for first_line in self.ways(place.sets[0]) {
-            prefetch(&self.lines[first_line]);
+        let hash = if self.shape.direct {
+            hash::words(self.seed, &place.key[..FIRST_WORDS])
+        } else {
+            hash::words(self.seed, &place.key[..self.shape.count.min(WORDS)])
+        };
+        place.sets = [hash as usize & self.shape.sets_mask, (hash >> 28) as usize & self.shape.sets_mask];
+        place.tag = (hash >> 56) as u8;
+        let [first, second] = place.sets.map(|set| same(self.tags[set], place.tag));
+        // Which of them it is cannot be foreseen.
+        let (set, bits) = select_unpredictable(first != 0, (place.sets[0], first), (place.sets[1], second));
+        place.likely = self.line(set, way(bits));
+        prefetch(&self.lines[place.likely]);
+        if first != 0 && second != 0 {
+            prefetch(&self.lines[self.line(place.sets[1], way(second))]);
         }
     }
 
-    /// The first lines of a set's entries.
+    /// The first line of an entry.
     #[inline]
-    fn ways(&self, set: usize) -> [usize; WAYS] {
-        let first = set * WAYS * self.shape.stride;
-        [first, first + self.shape.stride]
+    fn line(&self, set: usize, way: usize) -> usize {
+        (set * WAYS + way) * self.shape.stride
     }
 
     #[inline]
@@ -246,15 +294,23 @@ impl FlowCache {
     /// Where the entry for this place begins, if there is one.
     #[inline]
     fn find(&self, place: &Place) -> Option<usize> {
-        for set in place.sets {
-            let [first, second] = self.ways(set);
-            // Both are compared before anything is decided: which of them it is cannot be foreseen.
-            let (in_first, in_second) = (self.holds(first, &place.key), self.holds(second, &place.key));
-            if in_first | in_second {
-                return Some(if in_second { second } else { first });
+        if self.holds(place.likely, &place.key) { Some(place.likely) } else { self.find_elsewhere(place) }
+    }
+
+    /// The same where another entry has the same tag, or the entry is younger than the place.
+    #[inline(never)]
+    fn find_elsewhere(&self, place: &Place) -> Option<usize> {
+        place.sets.into_iter().find_map(|set| {
+            let mut bits = same(self.tags[set], place.tag);
+            while bits != 0 {
+                let line = self.line(set, way(bits));
+                if self.holds(line, &place.key) {
+                    return Some(line);
+                }
+                bits &= bits - 1;
             }
-        }
-        None
+            None
+        })
     }
 
     /// The verdict for a packet of `bytes` bytes at this place, which is counted; `None` = not here.
@@ -306,14 +362,11 @@ impl FlowCache {
         stats: &TableStats,
     ) {
         self.misses += packets;
-        // An empty one, else the one that was not used for the longest time.
-        let age = |first_line: &usize| {
-            let line = &self.lines[*first_line].0;
-            if (line[0] >> 32) as u32 == self.generation { (line[2] & !LISTED) + 1 } else { 0 }
-        };
-        let candidates = place.sets.into_iter().flat_map(|set| self.ways(set));
-        let Some(entry) = candidates.min_by_key(age) else { return };
-        self.displaced += usize::from(age(&entry) != 0);
+        let Some((set, way)) = self.room(place) else { return };
+        let entry = self.line(set, way);
+        self.displaced += usize::from(self.age(set, way) != 0);
+        self.tags[set] &= !(0xff << (8 * way));
+        self.tags[set] |= u64::from(place.tag) << (8 * way);
         self.settle(entry, stats);
         self.origins[entry] = Origin { flows: new.flows.into(), looked_up: new.looked_up, hit: new.hit };
         let lines = &mut self.lines[entry..entry + self.shape.stride];
@@ -323,6 +376,26 @@ impl FlowCache {
             lines[word / LINE_WORDS].0[word % LINE_WORDS] = *value;
         }
         self.count(entry, packets, bytes, now_ms, stats);
+    }
+
+    /// How recently an entry was used; 0: it is none.
+    fn age(&self, set: usize, way: usize) -> u64 {
+        let line = &self.lines[self.line(set, way)].0;
+        if (line[0] >> 32) as u32 == self.generation { (line[2] & !LISTED) + 1 } else { 0 }
+    }
+
+    /// Which entry a new one takes the place of: one that is none, else the one that was not used for the longest time.
+    fn room(&self, place: &Place) -> Option<(usize, usize)> {
+        let rated = place.sets.into_iter().flat_map(|set| {
+            let used = (0..WAYS).filter(|way| self.age(set, *way) != 0).count();
+            (0..WAYS).map(move |way| {
+                let age = self.age(set, way);
+                // What has the same tag and is no entry would be looked at before the new one each time.
+                let other = (self.tags[set] >> (8 * way)) as u8 != place.tag;
+                ((age, other, used), (set, way))
+            })
+        });
+        rated.min().map(|(_, room)| room)
     }
 
     /// Moves what an entry counted to its flows.
@@ -367,5 +440,85 @@ impl FlowCache {
     fn flush(&mut self, stats: &TableStats) {
         self.start_drain();
         self.drain(usize::MAX, stats);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A cache of [`LINES_MIN`] entries whose keys are source addresses.
+    fn cache(stats: &TableStats) -> FlowCache {
+        let mut cache = FlowCache::new(0, 0x1234_5678_9abc_def1);
+        cache.invalidate(&FlowKey::ZERO.with(packet::field::IPV4_SRC, u64::MAX), stats);
+        cache
+    }
+
+    /// The verdict for a packet from `source`, which is `source` itself; whether it was in the cache.
+    fn ask(cache: &mut FlowCache, source: u32, flows: &[FlowStats], now_ms: u64, stats: &TableStats) -> bool {
+        let mut place = Place::NONE;
+        cache.place(&FlowKey::ZERO.with(packet::field::IPV4_SRC, source.into()), &mut place);
+        match cache.hit(&place, 60, now_ms, stats) {
+            Some(verdict) => {
+                assert_eq!(verdict, source, "the verdict of another flow");
+                true
+            }
+            None => {
+                let entry = Entry { verdict: source, flows, looked_up: 1, hit: 1 };
+                cache.insert(&place, &entry, 1, 60, now_ms, stats);
+                false
+            }
+        }
+    }
+
+    #[test]
+    fn a_cache_three_quarters_full_has_room_for_all() {
+        const FLOWS: u32 = LINES_MIN as u32 / 4 * 3;
+        let stats = TableStats::new(1);
+        let mut cache = cache(&stats);
+        let flows = [FlowStats::new(1)];
+        // Each flow misses once after each change of the tables, whatever is left from before.
+        for epoch in 0..5 {
+            let now_ms = 1 + epoch;
+            assert!((0..FLOWS).all(|source| !ask(&mut cache, source, &flows, now_ms, &stats)));
+            for _ in 0..2 {
+                assert!((0..FLOWS).all(|source| ask(&mut cache, source, &flows, now_ms, &stats)));
+            }
+            assert_eq!(cache.displaced, 0, "in epoch {epoch}");
+            cache.invalidate(&FlowKey::ZERO.with(packet::field::IPV4_SRC, u64::MAX), &stats);
+        }
+        cache.flush(&stats);
+        assert_eq!(flows[0].sum().packets, 5 * 3 * u64::from(FLOWS), "each packet is counted");
+    }
+
+    #[test]
+    fn what_was_not_used_for_the_longest_time_makes_room() {
+        const FLOWS: u32 = LINES_MIN as u32 * 2;
+        let stats = TableStats::new(1);
+        let mut cache = cache(&stats);
+        let flows = [FlowStats::new(1)];
+        for source in 0..FLOWS {
+            ask(&mut cache, source, &flows, source.into(), &stats);
+            // One that is used all the time stays.
+            assert!(ask(&mut cache, 0, &flows, source.into(), &stats));
+        }
+        assert!(cache.displaced > 0);
+        cache.flush(&stats);
+        assert_eq!(flows[0].sum().packets, 2 * u64::from(FLOWS), "also for those that had to go");
+    }
+
+    #[test]
+    fn equal_bytes_are_found() {
+        for tag in [0, 1, 0x7f, 0x80, 0xff] {
+            for at in 0..WAYS {
+                let others = [0x55, 0xaa][at % 2];
+                let mut bytes = [others; WAYS];
+                bytes[at] = tag;
+                let bits = same(u64::from_le_bytes(bytes), tag);
+                assert_eq!(way(bits), at);
+                assert!(bits != 0);
+            }
+            assert_eq!(same(LOW_BITS * u64::from(tag ^ 0x10), tag), 0);
+        }
     }
 }
