@@ -29,7 +29,7 @@ use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use packet::{Depth, FlowKey, HEADER_BYTES_MAX, HEADER_BYTES_SHORT, Header, parse_to};
+use packet::{Depth, FlowKey, HEADER_BYTES_MAX, HEADER_BYTES_SHORT, Header, parse_into, parse_to};
 use reactor::{Io, Reply, Worker};
 use telemetry::{Counter, RateLimited};
 use virtq::Queue;
@@ -205,35 +205,29 @@ impl SwitchWorker {
         }
         let depth = self.forwarder.depth();
         let (count, bytes) = load(burst, source, taken, depth, *port, cells, &self.taps);
-        let Burst { heads, chains, headers, keys, bytes: lengths, offloads, verdicts, origin } = burst;
-        if depth == Depth::Port {
-            // No rule tells the packets of this port apart.
-            let key = parse_to(&[], port.0, depth);
-            verdicts[..count].fill(self.forwarder.classify_alike(&key, count, bytes, now_ms));
-        } else {
-            self.forwarder.classify(&keys[..count], &lengths[..count], &mut verdicts[..count], now_ms);
-        }
+        classify(burst, &mut self.forwarder, (count, bytes), depth, *port, now_ms);
+        let Burst { heads, chains, headers, bytes: lengths, offloads, verdicts, origin, .. } = burst;
         cells.rx_packets.add(count as u64);
         cells.rx_bytes.add(bytes);
         let mut egress = self.outlet.egress(io, sinks, routes, Some(cells));
-        egress.last = *likely;
+        egress.targets.last = *likely;
         let tapped = self.taps.active();
         for i in 0..count {
             let header = &mut headers[i];
-            egress.payload = Payload::Guest {
+            egress.incoming.payload = Payload::Guest {
                 memory: source.memory(),
                 buffers: chains[usize::from(origin[i])].buffers(),
                 offset: source.frame_offset() + header.consumed() as u64,
             };
-            egress.frame_bytes = lengths[i] as usize;
-            egress.offload = offloads[i];
+            egress.incoming.bytes = lengths[i] as usize;
+            egress.incoming.offload = &offloads[i];
             if tapped {
                 self.taps.forward(&self.forwarder, verdicts[i], *port, header, now_ms, &mut egress);
             } else {
                 self.forwarder.forward(verdicts[i], *port, header, now_ms, &mut egress);
             }
         }
-        *likely = egress.last;
+        *likely = egress.targets.last;
         if source.finish(&heads[..taken], io) {
             cells.interrupts.add(1);
         }
@@ -254,9 +248,9 @@ impl SwitchWorker {
             cells.rx_bytes.add(length.into());
         }
         let mut egress = self.outlet.egress(io, sinks, routes, cells);
-        egress.payload = Payload::Bytes(&self.inbox[header.consumed()..bytes]);
-        egress.frame_bytes = bytes;
-        egress.offload = offload;
+        egress.incoming.payload = Payload::Bytes(&self.inbox[header.consumed()..bytes]);
+        egress.incoming.bytes = bytes;
+        egress.incoming.offload = &offload;
         if self.taps.active() {
             self.taps.forward(&self.forwarder, verdict[0], port, header, now_ms, &mut egress);
         } else {
@@ -303,8 +297,8 @@ impl SwitchWorker {
         let mut header = Header::of(&packet.frame);
         let PortTable { sinks, routes, .. } = &mut self.ports;
         let mut egress = self.outlet.egress(io, sinks, routes, None);
-        egress.payload = Payload::Bytes(&packet.frame[header.consumed()..]);
-        egress.frame_bytes = bytes;
+        egress.incoming.payload = Payload::Bytes(&packet.frame[header.consumed()..]);
+        egress.incoming.bytes = bytes;
         if self.taps.active() {
             self.taps.packet_out(&self.forwarder, packet, &mut header, now_ms, &mut egress);
         } else {
@@ -404,7 +398,7 @@ impl SwitchWorker {
     }
 }
 
-/// Reads headers and keys of a burst; returns how many frames are good, and their bytes.
+/// Reads the headers of a burst; returns how many frames are good, and their bytes.
 #[inline]
 fn load(
     burst: &mut Burst,
@@ -422,9 +416,6 @@ fn load(
         let header = &mut burst.headers[count];
         match source.load(burst.chains[at].buffers(), header, limit) {
             Ok(received) => {
-                if depth != Depth::Port {
-                    burst.keys[count] = parse_to(header.bytes(), port.0, depth);
-                }
                 burst.bytes[count] = received.bytes;
                 burst.offloads[count] = received.offload;
                 burst.origin[count] = at as u8;
@@ -438,6 +429,31 @@ fn load(
         }
     }
     (count, bytes)
+}
+
+/// Decides on the first `count` frames of a burst, `bytes` bytes together.
+#[inline]
+fn classify(
+    burst: &mut Burst,
+    forwarder: &mut Forwarder,
+    (count, bytes): (usize, u64),
+    depth: Depth,
+    port: PortNo,
+    now_ms: u64,
+) {
+    let verdicts = &mut burst.verdicts[..count];
+    if depth == Depth::Port {
+        // No rule tells the packets of this port apart.
+        let key = parse_to(&[], port.0, depth);
+        return verdicts.fill(forwarder.classify_alike(&key, count, bytes, now_ms));
+    }
+    forwarder.begin_batch();
+    // Not while headers are copied: what is read over the border of two parts of a copy waits for both.
+    for (at, (key, header)) in burst.keys[..count].iter_mut().zip(&*burst.headers).enumerate() {
+        parse_into(key, header.bytes(), port.0, depth);
+        forwarder.expect(at, key);
+    }
+    forwarder.classify_expected(&burst.keys[..count], &burst.bytes[..count], verdicts, now_ms);
 }
 
 #[cold]

@@ -14,7 +14,7 @@ mod parse;
 pub use edit::{Edit, Outcome};
 pub use header::{HEADER_BYTES_MAX, HEADER_BYTES_SHORT, HEADROOM_BYTES, Header};
 pub use key::{Field, FlowKey, MacAddr, WORDS, field};
-pub use parse::{Depth, parse, parse_to};
+pub use parse::{Depth, parse, parse_into, parse_to};
 
 /// EtherTypes the parser knows (IEEE 802 numbers).
 pub mod ethertype {

@@ -25,31 +25,39 @@ pub fn parse(frame: &[u8], in_port: u32) -> FlowKey {
 /// [`parse`], but only down to `depth`.
 #[inline]
 pub fn parse_to(frame: &[u8], in_port: u32, depth: Depth) -> FlowKey {
-    let mut key = FlowKey::ZERO.with(field::IN_PORT, u64::from(in_port));
+    let mut key = FlowKey::ZERO;
+    parse_into(&mut key, frame, in_port, depth);
+    key
+}
+
+/// [`parse_to`], with the key put where it is wanted. A key that is moved right after it was made, many words at once, has to
+/// wait until each of its words has arrived in the cache.
+#[inline]
+pub fn parse_into(key: &mut FlowKey, frame: &[u8], in_port: u32, depth: Depth) {
+    *key = FlowKey::ZERO.with(field::IN_PORT, u64::from(in_port));
     key.set(field::IN_PHY_PORT, u64::from(in_port));
     if depth == Depth::Port {
-        return key;
+        return;
     }
     let Some((addresses, rest)) = frame.split_first_chunk::<14>() else {
-        return key;
+        return;
     };
     let [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5, t0, t1] = *addresses;
     key.set(field::ETH_DST, u64::from_be_bytes([0, 0, d0, d1, d2, d3, d4, d5]));
     key.set(field::ETH_SRC, u64::from_be_bytes([0, 0, s0, s1, s2, s3, s4, s5]));
     let eth_type = u16::from_be_bytes([t0, t1]);
     if eth_type == ethertype::IPV4 {
-        // Nearly all frames: the words of the key stay in registers on this way.
+        // Nearly all frames.
         key.set(field::ETH_TYPE, u64::from(eth_type));
         if depth == Depth::All {
-            ipv4(&mut key, rest);
+            ipv4(key, rest);
         }
-        return key;
+        return;
     }
-    let payload = vlan_stack(&mut key, eth_type, rest);
+    let payload = vlan_stack(key, eth_type, rest);
     if depth == Depth::All {
-        network(&mut key, payload);
+        network(key, payload);
     }
-    key
 }
 
 /// Takes up to three VLAN tags off and leaves the EtherType in the key; returns what follows it.

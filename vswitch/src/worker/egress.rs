@@ -58,7 +58,7 @@ impl Sink {
         };
         if !self.fits(frame) {
             self.drops.push(DropReason::TooLong);
-        } else if accepts.takes(&frame.offload) {
+        } else if accepts.takes(frame.offload) {
             self.write(frame, io);
         } else {
             self.deliver_in_software(frame, scratch, io);
@@ -84,8 +84,7 @@ impl Sink {
             (Some(gso), _) => {
                 let whole = &*whole;
                 let cut = segment(whole, gso, |head, part| {
-                    let payload = Payload::Bytes(part);
-                    let offload = Offload::NONE;
+                    let (payload, offload) = (&Payload::Bytes(part), &Offload::NONE);
                     self.write(&Frame { head, payload, payload_bytes: part.len(), offload }, io);
                 });
                 if !cut {
@@ -94,9 +93,9 @@ impl Sink {
             }
             (None, Some(partial)) => {
                 complete_checksum(whole, partial);
-                self.write(&Frame::of(whole, Offload::NONE), io);
+                self.write(&Frame::of(whole, &Offload::NONE), io);
             }
-            (None, None) => self.write(&Frame::of(whole, Offload::NONE), io),
+            (None, None) => self.write(&Frame::of(whole, &Offload::NONE), io),
         }
     }
 
@@ -202,52 +201,55 @@ impl Outlet {
         source: Option<&'a PortCells>,
     ) -> Egress<'a> {
         Egress {
-            io,
-            sinks,
-            routes,
-            outlet: self,
-            source,
-            payload: Payload::Bytes(&[]),
-            frame_bytes: 0,
-            offload: Offload::NONE,
-            last: usize::MAX,
+            incoming: Incoming { payload: Payload::Bytes(&[]), bytes: 0, offload: &Offload::NONE },
+            targets: Targets { io, sinks, routes, outlet: self, source, last: usize::MAX },
         }
+    }
+}
+
+/// A frame as it came in.
+pub(crate) struct Incoming<'a> {
+    /// Everything behind the header copy.
+    pub(crate) payload: Payload<'a>,
+    /// Bytes of all of it.
+    pub(crate) bytes: usize,
+    /// What was left undone.
+    pub(crate) offload: &'a Offload,
+}
+
+impl Incoming<'_> {
+    /// The frame with `header`; `offload` says what is left undone of it now.
+    #[inline]
+    fn frame<'f>(&'f self, header: &'f Header, offload: &'f Offload) -> Frame<'f> {
+        let payload_bytes = self.bytes - header.consumed();
+        Frame { head: header.bytes(), payload: &self.payload, payload_bytes, offload }
+    }
+
+    /// What is left undone of it with `header`, whose edits may have moved what the sender pointed at.
+    fn offload(&self, header: &Header) -> Offload {
+        self.offload.moved(header.grown())
     }
 }
 
 /// The way out for the frame at hand.
 pub(crate) struct Egress<'a> {
+    pub(crate) incoming: Incoming<'a>,
+    pub(crate) targets: Targets<'a>,
+}
+
+/// Where frames of one port can go.
+pub(crate) struct Targets<'a> {
     io: &'a mut Io,
     pub(crate) sinks: &'a mut [Option<Sink>],
     pub(crate) routes: &'a [Route],
     outlet: &'a mut Outlet,
-    /// Counters of the port it came from.
+    /// Counters of the port they came from.
     pub(crate) source: Option<&'a PortCells>,
-    /// Everything behind the header copy.
-    pub(crate) payload: Payload<'a>,
-    /// Bytes of the frame as it came in.
-    pub(crate) frame_bytes: usize,
-    /// What was left undone of the frame as it came in.
-    pub(crate) offload: Offload,
     /// The sink that got the last frame.
     pub(crate) last: usize,
 }
 
-impl Egress<'_> {
-    #[inline]
-    pub(crate) fn frame<'h>(&self, header: &'h Header) -> Frame<'h>
-    where
-        Self: 'h,
-    {
-        let grown = header.grown();
-        Frame {
-            head: header.bytes(),
-            payload: self.payload,
-            payload_bytes: self.frame_bytes - header.consumed(),
-            offload: if grown == 0 { self.offload } else { self.offload.moved(grown) },
-        }
-    }
-
+impl Targets<'_> {
     #[cold]
     fn hand_over(&mut self, worker: usize, port: PortNo, frame: &Frame<'_>) {
         let sent = self
@@ -283,15 +285,6 @@ impl Egress<'_> {
         sink.deliver(frame, &mut self.outlet.scratch, self.io);
     }
 
-    /// A frame that was long enough for a wire until something was popped is so again.
-    #[cold]
-    fn deliver_padded(&mut self, port: PortNo, frame: &Frame<'_>) {
-        let mut bytes = [0; WIRE_BYTES_MIN];
-        frame.linearise(&mut bytes);
-        let length = self.frame_bytes.clamp(frame.bytes(), WIRE_BYTES_MIN);
-        self.deliver(port, &Frame::of(&bytes[..length], frame.offload));
-    }
-
     fn count_drop(&self, reason: DropReason) {
         if let Some(source) = self.source {
             if at_target(reason) { source.tx_drop(reason) } else { source.rx_drop(reason) }
@@ -299,47 +292,71 @@ impl Egress<'_> {
     }
 }
 
+impl Egress<'_> {
+    /// The frame with `header`, in memory of its own: for who looks, never for who forwards.
+    #[cold]
+    pub(crate) fn to_vec(&self, header: &Header) -> Vec<u8> {
+        self.incoming.frame(header, self.incoming.offload).to_vec()
+    }
+
+    /// Sends a frame that edits made longer or shorter.
+    #[inline(never)]
+    fn send_resized(&mut self, port: PortNo, header: &Header) {
+        let offload = self.incoming.offload(header);
+        let frame = self.incoming.frame(header, &offload);
+        if header.grown() > 0 || frame.bytes() >= WIRE_BYTES_MIN {
+            return self.targets.deliver(port, &frame);
+        }
+        // What was long enough for a wire until something was popped is so again.
+        let mut bytes = [0; WIRE_BYTES_MIN];
+        frame.linearise(&mut bytes);
+        let length = self.incoming.bytes.clamp(frame.bytes(), WIRE_BYTES_MIN);
+        self.targets.deliver(port, &Frame::of(&bytes[..length], &offload));
+    }
+}
+
 impl forwarder::Egress for Egress<'_> {
     #[inline]
     fn send(&mut self, port: PortNo, header: &Header) {
-        let frame = self.frame(header);
-        if header.grown() < 0 && frame.bytes() < WIRE_BYTES_MIN {
-            return self.deliver_padded(port, &frame);
+        if header.grown() != 0 {
+            return self.send_resized(port, header);
         }
-        self.deliver(port, &frame);
+        let frame = self.incoming.frame(header, self.incoming.offload);
+        self.targets.deliver(port, &frame);
     }
 
     #[cold]
     fn packet_in(&mut self, mut packet_in: PacketIn, max_len: u16, header: &Header) {
-        let frame = self.frame(header);
-        let total = frame.bytes();
-        let whole = frame.linearise(&mut self.outlet.scratch);
-        if let Some(partial) = frame.offload.partial
-            && frame.offload.gso.is_none()
+        let offload = self.incoming.offload(header);
+        let frame = self.incoming.frame(header, &offload);
+        let (total, came) = (frame.bytes(), self.incoming.bytes);
+        let whole = frame.linearise(&mut self.targets.outlet.scratch);
+        if let Some(partial) = offload.partial
+            && offload.gso.is_none()
         {
             complete_checksum(whole, partial);
         }
         let mut bytes = whole.to_vec();
-        if bytes.len() < self.frame_bytes {
+        if bytes.len() < came {
             // What was popped made it shorter than a wire would carry it.
-            bytes.resize(total.max(WIRE_BYTES_MIN.min(self.frame_bytes)), 0);
+            bytes.resize(total.max(WIRE_BYTES_MIN.min(came)), 0);
         }
         packet_in.total_len = bytes.len().min(u16::MAX.into()) as u16;
         if max_len != u16::MAX {
             bytes.truncate(max_len.into());
         }
         packet_in.frame = bytes.into();
-        if !self.outlet.packet_ins.send(packet_in) {
-            self.count_drop(DropReason::PacketInLimit);
+        if !self.targets.outlet.packet_ins.send(packet_in) {
+            self.targets.count_drop(DropReason::PacketInLimit);
         }
     }
 
     fn frame_bytes(&self, header: &Header) -> usize {
-        self.frame_bytes.saturating_add_signed(header.grown())
+        self.incoming.bytes.saturating_add_signed(header.grown())
     }
 
     fn dropped(&mut self, reason: DropReason) {
-        self.count_drop(reason);
+        self.targets.count_drop(reason);
     }
 }
 
@@ -358,5 +375,5 @@ pub(crate) fn deliver_handed(
     if !std::mem::replace(&mut sink.dirty, true) {
         dirty.push(index);
     }
-    sink.deliver(&Frame::of(handed.bytes(), handed.offload), scratch, io);
+    sink.deliver(&Frame::of(handed.bytes(), &handed.offload), scratch, io);
 }

@@ -19,18 +19,21 @@ pub(crate) enum Payload<'a> {
 }
 
 /// A frame: `head`, then `payload_bytes` bytes of `payload`.
+///
+/// It refers to what was just put together, since what is copied right after it was written in other pieces has to wait until
+/// it has arrived in the cache.
 #[derive(Clone, Copy)]
 pub(crate) struct Frame<'a> {
     pub(crate) head: &'a [u8],
-    pub(crate) payload: Payload<'a>,
+    pub(crate) payload: &'a Payload<'a>,
     pub(crate) payload_bytes: usize,
-    pub(crate) offload: Offload,
+    pub(crate) offload: &'a Offload,
 }
 
-impl Frame<'_> {
+impl<'a> Frame<'a> {
     /// A frame that is all in memory of our own.
-    pub(crate) fn of(head: &[u8], offload: Offload) -> Frame<'_> {
-        Frame { head, payload: Payload::Bytes(&[]), payload_bytes: 0, offload }
+    pub(crate) fn of(head: &'a [u8], offload: &'a Offload) -> Frame<'a> {
+        Frame { head, payload: &Payload::Bytes(&[]), payload_bytes: 0, offload }
     }
 
     /// Bytes of the frame.
@@ -42,7 +45,7 @@ impl Frame<'_> {
     /// Copies `len` bytes of the payload from byte `skip` on to byte `at` of a guest's buffer.
     #[inline]
     pub(crate) fn copy_payload(&self, skip: usize, len: usize, to: Window<'_>, mut at: u32) {
-        match self.payload {
+        match *self.payload {
             Payload::Guest { memory, buffers: [only], offset } => {
                 // A frame's bytes fit 32 bits.
                 memory.window(*only).copy_to((offset + skip as u64) as u32, to, at, len as u32);
@@ -65,7 +68,7 @@ impl Frame<'_> {
         }
         let rest = &mut into[from_head..];
         let skip = (skip + from_head) - self.head.len().min(skip + from_head);
-        match self.payload {
+        match *self.payload {
             Payload::Guest { memory, buffers, offset } => {
                 read_at(memory, buffers, offset + skip as u64, rest);
             }

@@ -106,7 +106,7 @@ impl ToWorker {
         let bytes = frame.bytes();
         let Ok(mut handed) = self.free.pop() else { return false };
         handed.port = port;
-        handed.offload = frame.offload;
+        handed.offload = *frame.offload;
         handed.bytes = bytes;
         frame.read(0, &mut handed.data[..bytes]);
         // There are as many places as frames.
@@ -151,9 +151,9 @@ mod tests {
         for round in 0..3u8 {
             for number in 0..FRAMES {
                 let bytes = [round, number as u8, 7];
-                assert!(to.send(PortNo(5), &Frame::of(&bytes, Offload::NONE)));
+                assert!(to.send(PortNo(5), &Frame::of(&bytes, &Offload::NONE)));
             }
-            assert!(!to.send(PortNo(5), &Frame::of(&[0], Offload::NONE)), "all are on their way");
+            assert!(!to.send(PortNo(5), &Frame::of(&[0], &Offload::NONE)), "all are on their way");
             let mut number = 0;
             let taken = from.take(usize::MAX, |handed| {
                 assert_eq!((handed.port, handed.bytes()), (PortNo(5), &[round, number as u8, 7][..]));
@@ -168,7 +168,7 @@ mod tests {
         let bell = Doorbell::new().unwrap();
         let (mut to, _from) = ring(bell.clone());
         let mut send = || {
-            to.send(PortNo(1), &Frame::of(&[1; 14], Offload::NONE));
+            to.send(PortNo(1), &Frame::of(&[1; 14], &Offload::NONE));
             to.flush();
         };
         send();

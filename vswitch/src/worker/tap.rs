@@ -52,7 +52,7 @@ impl Taps {
         now_ms: u64,
         egress: &mut Egress<'_>,
     ) {
-        let original = self.wants(in_port).then(|| egress.frame(header).to_vec());
+        let original = self.wants(in_port).then(|| egress.to_vec(header));
         let mut tapped = Tapped::new(self, egress);
         forwarder.forward(verdict, in_port, header, now_ms, &mut tapped);
         if let Some(original) = original {
@@ -146,16 +146,17 @@ impl<'t, 'e, 'a> Tapped<'t, 'e, 'a> {
 
 impl forwarder::Egress for Tapped<'_, '_, '_> {
     fn send(&mut self, port: PortNo, header: &Header) {
-        let frame = self.taps.wants(port).then(|| self.egress.frame(header).to_vec());
-        let before = lengths(self.egress.sinks);
-        let full =
-            |egress: &Egress<'_>| egress.source.map_or(0, |source| source.tx_drops(DropReason::RingFull));
+        let frame = self.taps.wants(port).then(|| self.egress.to_vec(header));
+        let before = lengths(self.egress.targets.sinks);
+        let full = |egress: &Egress<'_>| {
+            egress.targets.source.map_or(0, |source| source.tx_drops(DropReason::RingFull))
+        };
         let full_before = full(self.egress);
-        let route = self.egress.routes.get(port.0 as usize);
+        let route = self.egress.targets.routes.get(port.0 as usize);
         let (nowhere, elsewhere) =
             (matches!(route, None | Some(Route::Nowhere)), matches!(route, Some(Route::Worker(_))));
         self.egress.send(port, header);
-        let mut drops = since(self.egress.sinks, &before);
+        let mut drops = since(self.egress.targets.sinks, &before);
         if nowhere {
             drops.push(DropReason::LinkDown);
         } else if full(self.egress) > full_before {
