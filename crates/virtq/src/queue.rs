@@ -601,6 +601,18 @@ impl Queue {
         self.log_ring(4 + 8 * place as u64, 8);
     }
 
+    /// Asks the CPU for the lines of the used ring that the next `count` heads go to, given back with bytes in them
+    /// (`written`) or without: the driver has read them, and each store would wait for its line.
+    #[inline]
+    pub fn prefetch_used(&self, count: usize, written: bool) {
+        const PER_LINE: usize = 8;
+        let elements = if self.in_order && !written { count.min(1) } else { count };
+        for ahead in (0..elements).step_by(PER_LINE) {
+            let place = usize::from(self.next_used.wrapping_add(ahead as u16) & self.mask);
+            cpu::prefetch_write(self.used.wrapping_add(RING + 4 * place).cast());
+        }
+    }
+
     /// Shows everything pushed since the last time to the driver, by one store of the index; true when the driver wants a
     /// signal.
     ///

@@ -43,7 +43,10 @@ pub(crate) struct GuestSink {
     ready: Box<[Ready; READY_MAX]>,
     first: usize,
     count: usize,
-    /// How many of them the CPU was asked for already.
+    /// Heads that come after those: popped, not yet translated, so that nobody waits for their descriptors.
+    popped: [u16; REFILL],
+    popped_count: usize,
+    /// How many of those that are ready the CPU was asked for already.
     asked: usize,
     /// Heads a killed predecessor left in flight, oldest last.
     leftover: Vec<u16>,
@@ -77,6 +80,8 @@ impl GuestSink {
             ready: Box::new([Ready::default(); READY_MAX]),
             first: 0,
             count: 0,
+            popped: [0; REFILL],
+            popped_count: 0,
             asked: 0,
             leftover,
             fault: None,
@@ -112,25 +117,37 @@ impl GuestSink {
 
     /// Takes more buffers from the ring, as many as a burst needs.
     fn refill(&mut self) {
+        self.pop();
+        self.translate();
+    }
+
+    /// Pops heads, unless there are some that are not translated yet, and asks the CPU for their descriptors.
+    fn pop(&mut self) {
+        if self.fault.is_some() || self.popped_count > 0 {
+            return;
+        }
+        while self.popped_count < REFILL
+            && let Some(head) = self.leftover.pop()
+        {
+            self.popped[self.popped_count] = head;
+            self.popped_count += 1;
+        }
+        if self.popped_count == 0 {
+            match self.queue.pop_batch(&mut self.popped) {
+                Ok(popped) => self.popped_count = popped,
+                Err(fault) => self.broken(fault),
+            }
+        }
+    }
+
+    /// Makes the popped heads ready, as many as there is room for.
+    fn translate(&mut self) {
         if self.fault.is_some() {
             return;
         }
-        let mut heads = [0; REFILL];
-        let room = REFILL.min(READY_MAX - self.count);
-        let mut taken = 0;
-        while taken < room
-            && let Some(head) = self.leftover.pop()
-        {
-            heads[taken] = head;
-            taken += 1;
-        }
-        if taken == 0 {
-            taken = match self.queue.pop_batch(&mut heads[..room]) {
-                Ok(taken) => taken,
-                Err(fault) => return self.broken(fault),
-            };
-        }
-        for &head in &heads[..taken] {
+        let room = self.popped_count.min(READY_MAX - self.count);
+        for at in 0..room {
+            let head = self.popped[at];
             let place = &mut self.ready[(self.first + self.count) % READY_MAX];
             place.head = head;
             match self.queue.walk_lone(head, &mut self.chain) {
@@ -149,6 +166,8 @@ impl GuestSink {
             }
             self.count += 1;
         }
+        self.popped.copy_within(room..self.popped_count, 0);
+        self.popped_count -= room;
     }
 
     /// Asks the CPU for the buffers that the next `frames` frames will most likely go to.
@@ -167,7 +186,10 @@ impl GuestSink {
                 window.prefetch_write(CACHE_LINE);
             }
         }
-        self.asked = self.asked.max(end);
+        if end > self.asked {
+            self.queue.prefetch_used(end, true);
+            self.asked = end;
+        }
     }
 
     /// Writes a frame whose offload the guest takes. It is seen after [`GuestSink::publish`].
@@ -275,6 +297,7 @@ impl GuestSink {
         }
         // While the driver looks at these, the lines of the next ones come.
         self.prepare(REFILL);
+        self.pop();
         signal
     }
 

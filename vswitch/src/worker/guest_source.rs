@@ -136,6 +136,7 @@ impl GuestSource {
             }
             taken
         };
+        self.queue.prefetch_used(taken, false);
         for (at, (&head, place)) in heads[..taken].iter().zip(places).enumerate() {
             match self.queue.walk_lone(head, &mut place.chain) {
                 Ok(Some(Lone { slice, writable })) => {
@@ -143,6 +144,8 @@ impl GuestSource {
                     let window = self.memory.window(slice);
                     window.prefetch(0);
                     window.prefetch(CACHE_LINE);
+                    // The rest of what is copied as the header of a longer one.
+                    window.prefetch(2 * CACHE_LINE);
                     // Nothing to be read where the device may write.
                     place.lone = Some(if writable { GuestSlice::default() } else { slice });
                 }
