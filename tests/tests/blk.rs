@@ -487,6 +487,28 @@ fn a_disk_in_memory_is_served_both_ways() {
         }
     }
     assert_eq!((driver.read(65_536, 1 << 20), driver.read(8 * 56, 4096)), (large, small));
+    // Many together, each with data of its own.
+    let data: Vec<_> = (0..8).map(|tag| pattern(100 + tag, 4096)).collect();
+    for kind in [WRITE, READ] {
+        for (tag, data) in (0..).zip(&data) {
+            let base = BlkRequest {
+                kind,
+                sector: 8 * tag,
+                tag,
+                parts: 1 + tag as usize % 3,
+                ..BlkRequest::default()
+            };
+            let request = match kind {
+                WRITE => BlkRequest { out: data, ..base },
+                _ => BlkRequest { read_bytes: data.len(), ..base },
+            };
+            driver.send(0, &request);
+        }
+        while driver.in_flight(0) > 0 {
+            let answer = driver.answer(0, PATIENCE).expect("an answer");
+            assert!(answer.status == OK && (kind == WRITE || answer.data == data[answer.tag as usize]));
+        }
+    }
     assert_eq!((driver.flush(), driver.ranges(DISCARD, &[(0, 8, 0)])), (OK, OK));
     assert_eq!(driver.read(0, 4096), vec![0; 4096]);
     drop(driver);

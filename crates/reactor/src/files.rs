@@ -21,8 +21,8 @@ enum Way {
     Submitted,
     /// By a thread of the kernel's.
     Threaded,
-    /// By a plain system call, without any ring: the device is memory and never waits, and handing a small transfer to
-    /// another thread would cost more than the transfer.
+    /// By the worker itself: the device is memory and never waits, and handing a small transfer to another thread would
+    /// cost more than the transfer.
     AtOnce(OwnedFd),
 }
 
@@ -66,11 +66,17 @@ impl Files {
         matches!(self.ways[file.0 as usize], Way::Threaded | Way::AtOnce(_))
     }
 
-    /// The descriptor for a plain system call, if that is the way for `bytes` of this file.
+    /// Whether a transfer of `bytes` of this file is carried out by the worker itself.
     #[inline]
-    pub(crate) fn at_once(&self, file: FileId, bytes: u32) -> Option<BorrowedFd<'_>> {
+    pub(crate) fn is_at_once(&self, file: FileId, bytes: u32) -> bool {
+        bytes <= AT_ONCE_BYTES_MAX && matches!(self.ways[file.0 as usize], Way::AtOnce(_))
+    }
+
+    /// The descriptor for that.
+    #[inline]
+    pub(crate) fn at_once(&self, file: FileId) -> Option<BorrowedFd<'_>> {
         match &self.ways[file.0 as usize] {
-            Way::AtOnce(fd) if bytes <= AT_ONCE_BYTES_MAX => Some(fd.as_fd()),
+            Way::AtOnce(fd) => Some(fd.as_fd()),
             _ => None,
         }
     }

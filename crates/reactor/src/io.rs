@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::ops::Range;
-use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -12,6 +12,7 @@ use io_uring::{opcode, squeue};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use virtq::{GuestMemory, GuestSlice};
 
+use crate::at_once::{AtOnce, Direction, Span};
 use crate::files::{FileId, Files};
 use crate::ops::{Holds, Op, Ops};
 use crate::pool::{Buffer, PacketInfo, Pool};
@@ -75,19 +76,15 @@ pub struct Io {
     arena: Box<[libc::iovec]>,
     arena_used: usize,
     returned: Option<u32>,
-    /// Operations that were carried out at once and are not yet told of.
+    /// Operations that are to be carried out at once, when the pass ends at the latest.
+    at_once: AtOnce,
+    /// Those that were, and are not yet told of.
     done: VecDeque<Completion>,
     signals: Signals,
     start: Instant,
     pub(crate) now: Instant,
     pub(crate) stopping: bool,
     pub(crate) full_count: u64,
-}
-
-enum Direction {
-    Read,
-    Write,
-    WriteDurable,
 }
 
 impl Io {
@@ -105,6 +102,7 @@ impl Io {
             arena: vec![empty; ARENA_IOVECS].into(),
             arena_used: 0,
             returned: None,
+            at_once: AtOnce::new(),
             done: VecDeque::with_capacity(config.operations_max as usize),
             signals: Signals::new(),
             start: now,
@@ -362,14 +360,15 @@ impl Io {
         self.signals.signal(fd);
     }
 
-    /// Operations that were carried out at once and of which the worker has not heard yet.
+    /// Operations that are carried out at once and of which the worker has not heard yet.
     #[inline]
-    pub fn ended_waiting(&self) -> usize {
-        self.done.len()
+    pub fn at_once_waiting(&self) -> usize {
+        self.at_once.waiting() + self.done.len()
     }
 
     /// Gives what is queued to the kernel now instead of at the end of the pass.
     pub fn flush(&mut self) {
+        self.run_at_once();
         self.ring.submit();
         if self.ring.submitted() {
             self.arena_used = 0;
@@ -403,6 +402,7 @@ impl Io {
 
     /// Submits and sleeps until something completes.
     pub(crate) fn wait(&mut self, timeout: Option<std::time::Duration>) {
+        self.run_at_once();
         if !self.done.is_empty() {
             return self.flush();
         }
@@ -517,11 +517,36 @@ impl Io {
         Ok(())
     }
 
-    /// An operation was carried out at once; the worker hears of it as of any other. There is room for it.
+    /// Queues a transfer that is carried out at once.
+    ///
+    /// # Safety
+    /// What `span` names is kept by `op.holds` until the completion, or lies in the arena.
     #[inline]
-    fn ended(&mut self, op: Op, result: i32) {
-        let op = self.ops.insert(op).expect("looked for room before");
-        self.done.push_back(Completion { op, result, more: false });
+    unsafe fn start_at_once(
+        &mut self,
+        op: Op,
+        direction: Direction,
+        (file, offset): (FileId, u64),
+        span: Span,
+    ) -> Result<(), Full> {
+        let Some(index) = self.ops.insert(op) else {
+            self.full_count += 1;
+            return Err(Full);
+        };
+        if self.at_once.full() {
+            self.run_at_once();
+        }
+        let fd = self.files.at_once(file).expect("looked for before");
+        // SAFETY: as promised by the caller; both the arena and the file outlast `flush`, which runs what is queued first.
+        unsafe { self.at_once.add(index, direction, fd, offset, span) };
+        Ok(())
+    }
+
+    #[inline]
+    fn run_at_once(&mut self) {
+        if self.at_once.waiting() > 0 {
+            self.at_once.run(&mut self.done);
+        }
     }
 
     #[inline]
@@ -538,19 +563,14 @@ impl Io {
             Buffers::Guest { memory, segments, skip, len } => (memory, segments, skip, len),
             Buffers::Pool(buffer, range) => {
                 let (pointer, length) = self.pool.part(&buffer, range);
-                if let Some(fd) = self.files.at_once(file, length) {
-                    if !self.ops.has_room() {
-                        self.pool.release(buffer);
-                        self.full_count += 1;
-                        return Err(Full);
-                    }
-                    let part = libc::iovec { iov_base: pointer.cast(), iov_len: length as usize };
+                if self.files.is_at_once(file, length) {
+                    let span = Span::One(libc::iovec { iov_base: pointer.cast(), iov_len: length as usize });
+                    let op = Op::active(Holds::Buffer(buffer.0), token, false);
                     // SAFETY: the buffer is in the pool and comes back only with the completion.
-                    let result = unsafe { transfer_at_once(&direction, fd, offset, &[part]) };
-                    self.ended(Op::active(Holds::Buffer(buffer.0), token, false), result);
-                    return Ok(());
+                    let started = unsafe { self.start_at_once(op, direction, (file, offset), span) };
+                    return started.inspect_err(|_| self.pool.release(buffer));
                 }
-                let entry = single(&direction, file, offset, pointer, length);
+                let entry = single(direction, file, offset, pointer, length);
                 // SAFETY: the buffer is in the pool and comes back only with the completion.
                 let started =
                     unsafe { self.start(Op::active(Holds::Buffer(buffer.0), token, threaded), entry) };
@@ -568,58 +588,33 @@ impl Io {
         let map = slot.memory.as_ref().expect("a MemoryId is valid until it is removed");
         let free = &mut self.arena[self.arena_used..];
         let count = gather(map, segments, skip, len, free);
-        if let Some(fd) = self.files.at_once(file, len) {
-            if !self.ops.has_room() {
-                self.full_count += 1;
-                return Err(Full);
-            }
-            // SAFETY: the map is held by its slot while the call lasts.
-            let result = unsafe { transfer_at_once(&direction, fd, offset, &free[..count]) };
-            slot.in_flight += 1;
-            self.ended(Op::active(Holds::Memory(memory.0), token, false), result);
-            return Ok(());
-        }
-        let entry = match count {
-            1 => single(&direction, file, offset, free[0].iov_base.cast(), free[0].iov_len as u32),
-            _ => several(&direction, file, offset, &free[..count]),
-        };
         slot.in_flight += 1;
         self.arena_used += if count > 1 { count } else { 0 };
-        // SAFETY: the map is held until the completion by its slot's `in_flight`; the iovecs stay in the arena until every
-        // queued entry is submitted (`flush` resets it only then), and the kernel copies them at submission.
-        let started = unsafe { self.start(Op::active(Holds::Memory(memory.0), token, threaded), entry) };
+        // Both ways the map is held until the completion by its slot's `in_flight`, and the iovecs stay in the arena until
+        // everything queued was given to the kernel (`flush` resets it only then), which copies them there.
+        let started = if self.files.is_at_once(file, len) {
+            let span = match count {
+                1 => Span::One(free[0]),
+                _ => Span::Many { iovecs: free.as_ptr(), count },
+            };
+            // SAFETY: see above.
+            unsafe {
+                let op = Op::active(Holds::Memory(memory.0), token, false);
+                self.start_at_once(op, direction, (file, offset), span)
+            }
+        } else {
+            let entry = match count {
+                1 => single(direction, file, offset, free[0].iov_base.cast(), free[0].iov_len as u32),
+                _ => several(direction, file, offset, &free[..count]),
+            };
+            // SAFETY: see above.
+            unsafe { self.start(Op::active(Holds::Memory(memory.0), token, threaded), entry) }
+        };
         if started.is_err() {
             self.memories[memory.0 as usize].in_flight -= 1;
         }
         started
     }
-}
-
-/// Reads or writes by a plain system call: bytes or a negative errno.
-///
-/// # Safety
-/// The iovecs point to memory that stays mapped during the call; what a read changes there, nobody refers to.
-unsafe fn transfer_at_once(
-    direction: &Direction,
-    fd: BorrowedFd<'_>,
-    offset: u64,
-    iovecs: &[libc::iovec],
-) -> i32 {
-    let (fd, pointer, count, offset) =
-        (fd.as_raw_fd(), iovecs.as_ptr(), iovecs.len() as libc::c_int, offset as libc::off64_t);
-    // SAFETY: as promised by the caller; `count` iovecs.
-    let moved = unsafe {
-        match (direction, iovecs) {
-            // The kernel has less to fetch and to check.
-            (Direction::Read, [one]) => libc::pread64(fd, one.iov_base, one.iov_len, offset),
-            (Direction::Write, [one]) => libc::pwrite64(fd, one.iov_base, one.iov_len, offset),
-            (Direction::Read, _) => libc::preadv2(fd, pointer, count, offset, 0),
-            (Direction::Write, _) => libc::pwritev2(fd, pointer, count, offset, 0),
-            (Direction::WriteDurable, _) => libc::pwritev2(fd, pointer, count, offset, libc::RWF_DSYNC),
-        }
-    };
-    let errno = || io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO);
-    i32::try_from(moved).ok().filter(|moved| *moved >= 0).unwrap_or_else(|| -errno())
 }
 
 impl MemorySlot {
@@ -634,7 +629,7 @@ impl MemorySlot {
 /// `user_data` of cancellations, of whose own completion nobody hears.
 const CANCEL_USER_DATA: u64 = u32::MAX as u64;
 
-fn single(direction: &Direction, file: FileId, offset: u64, pointer: *mut u8, length: u32) -> squeue::Entry {
+fn single(direction: Direction, file: FileId, offset: u64, pointer: *mut u8, length: u32) -> squeue::Entry {
     match direction {
         Direction::Read => opcode::Read::new(Fixed(file.0), pointer, length).offset(offset).build(),
         Direction::Write => opcode::Write::new(Fixed(file.0), pointer, length).offset(offset).build(),
@@ -645,7 +640,7 @@ fn single(direction: &Direction, file: FileId, offset: u64, pointer: *mut u8, le
     }
 }
 
-fn several(direction: &Direction, file: FileId, offset: u64, iovecs: &[libc::iovec]) -> squeue::Entry {
+fn several(direction: Direction, file: FileId, offset: u64, iovecs: &[libc::iovec]) -> squeue::Entry {
     let (pointer, count) = (iovecs.as_ptr(), iovecs.len() as u32);
     match direction {
         Direction::Read => opcode::Readv::new(Fixed(file.0), pointer, count).offset(offset).build(),

@@ -9,6 +9,7 @@
 //! for `spin_us`, or at once when an operation in flight needs a kernel thread on this core: [`Worker::arm`], and if there
 //! is still nothing, one blocking wait.
 
+mod at_once;
 mod blockdev;
 mod files;
 mod io;

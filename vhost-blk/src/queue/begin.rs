@@ -11,7 +11,7 @@ use crate::request::{
     DiskLimits, HEADER_BYTES, RANGE_BYTES, Request, SERIAL_BYTES, STATUS_BYTES, Status, parse,
 };
 
-/// Requests carried out at once, by plain system calls, before their answers are shown: the guest is at work on these while
+/// Requests carried out at once, by the worker itself, before their answers are shown: the guest is at work on these while
 /// the next ones are carried out.
 const AT_ONCE_MAX: usize = 16;
 
@@ -34,9 +34,9 @@ impl Serving {
         let now_ns = kit.io.now_ns();
         let mut at_once = 0;
         // Those of other queues do not count: every queue has its turn in every pass.
-        let before = kit.io.ended_waiting();
+        let before = kit.io.at_once_waiting();
         for (position, &head) in heads[..count].iter().enumerate() {
-            if kit.io.ended_waiting() - before >= AT_ONCE_MAX {
+            if kit.io.at_once_waiting() - before >= AT_ONCE_MAX {
                 self.queue.undo_pop((count - position) as u16);
                 break;
             }
