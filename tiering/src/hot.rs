@@ -111,6 +111,11 @@ impl Slot {
         self.dirty == 0 && !self.fresh
     }
 
+    /// A value for which all that a read looks at is loaded.
+    pub fn touch(&self) -> u64 {
+        self.extent ^ u64::from(self.users) ^ u64::from(self.valid)
+    }
+
     /// Nothing is going on that speaks against demotion.
     pub fn idle(&self) -> bool {
         self.extent != NO_EXTENT && self.users == 0 && !self.writing_back && !self.pinned && self.claimed == 0

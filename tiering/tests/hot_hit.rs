@@ -120,6 +120,20 @@ fn the_short_way_finds_hot_data_in_one_piece_and_nothing_else() {
 }
 
 #[test]
+fn warming_takes_any_place_and_changes_nothing() {
+    let (mut store, id) = pool(2);
+    while store.next_done().is_some() {}
+    let before = store.stats();
+    let mut places: Vec<u64> = (0..40).map(|at| at * 4096).collect();
+    places.extend([2 * UNIT_BYTES, u64::MAX, 1 << 60]);
+    store.warm(id, &places);
+    store.warm(id, &[]);
+    store.warm(VolumeId(id.0 + 1), &places);
+    assert_eq!(store.stats(), before);
+    assert!(store.next_action().is_none() && store.idle());
+}
+
+#[test]
 fn dirty_neighbours_are_written_back_in_the_order_of_the_disk() {
     let (mut store, _) = pool(64);
     while store.next_done().is_some() {}

@@ -210,6 +210,12 @@ pub fn parse(
     }
 }
 
+/// Where the request begins whose header this is, if it has a place and that place exists.
+#[inline]
+pub fn offset_in(header: &[u8; HEADER_BYTES]) -> u64 {
+    le64(header, 8).wrapping_mul(SECTOR_BYTES)
+}
+
 /// Parses one segment of `request`, a discard or write-zeroes.
 ///
 /// # Errors

@@ -377,6 +377,19 @@ impl Queue {
         Ok(None)
     }
 
+    /// The first bytes of the first buffer of a head that was popped, if they are there in one piece. Only a hint of what
+    /// [`walk`](Queue::walk) will find: the driver may change them until then.
+    #[inline]
+    pub fn peek<const N: usize>(&mut self, head: u16) -> Option<[u8; N]> {
+        let mut desc = self.descriptor(head).ok()?;
+        if self.indirect && desc.has(DESC_F_INDIRECT) {
+            let first = self.mem.slice(&mut self.hint, desc.addr, DESC_BYTES)?;
+            desc = Descriptor::from_bytes(self.mem.window(first).read_array(0));
+        }
+        let bytes = self.mem.slice(&mut self.hint, desc.addr, desc.len.min(N as u32))?;
+        (bytes.len() == N as u32).then(|| self.mem.window(bytes).read_array(0))
+    }
+
     /// A copy of a descriptor of the table.
     #[inline]
     fn descriptor(&self, index: u16) -> Result<Descriptor, RingFault> {

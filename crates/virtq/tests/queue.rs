@@ -244,6 +244,26 @@ fn indirect_tables() {
 }
 
 #[test]
+fn a_peek_shows_the_beginning_of_the_first_buffer() {
+    const TABLE: u64 = DATA + 0x1000;
+    let driver = Driver::new();
+    let bytes: [u8; 16] = std::array::from_fn(|at| at as u8 + 1);
+    driver.put(DATA + 0x40, &bytes);
+    driver.desc(0, DATA + 0x40, 64, NEXT, 1);
+    driver.desc_at(TABLE, 0, DATA + 0x40, 16, NEXT, 1);
+    driver.desc(1, TABLE, 32, INDIRECT, 0);
+    driver.desc(2, DATA + 0x40, 15, NEXT, 1);
+    driver.desc(3, DATA + 0x3ff8, 16, NEXT, 1);
+    driver.desc(4, u64::MAX - 8, 16, NEXT, 1);
+    driver.desc(5, u64::MAX - 8, 32, INDIRECT, 0);
+    let mut queue = driver.queue();
+    let seen: Vec<Option<[u8; 16]>> = (0..6).map(|head| queue.peek(head)).collect();
+    // Too short, in two pieces, nowhere, a table that is nowhere, and no descriptor at all.
+    assert_eq!(seen, [Some(bytes), Some(bytes), None, None, None, None]);
+    assert_eq!(queue.peek::<16>(SIZE), None);
+}
+
+#[test]
 fn buffers_and_tables_across_regions() {
     let border = DATA + 0x4000;
     let driver = Driver::new();

@@ -15,6 +15,9 @@ pub struct Hit {
     slot: u32,
 }
 
+/// Places that [`Store::warm`] looks up together.
+const WARM_TOGETHER: usize = 16;
+
 impl Store {
     /// The short way of a read, for which nothing is submitted: where its data are if they are hot, in one piece. The
     /// caller reads them there and says so with [`Store::hit_done`]; until then they stay. `None`: it is to be submitted.
@@ -40,6 +43,26 @@ impl Store {
         self.stats.read_hits += 1;
         let (device, at) = self.locate(Tier::Hot, u64::from(slot));
         Some(Hit { device, offset: at + u64::from(start), slot })
+    }
+
+    /// Looks up places of a volume for the sake of the processor's caches: requests for them come next. Most of such a look-up
+    /// is waiting for memory, and these do not wait for each other.
+    #[inline]
+    pub fn warm(&self, volume: VolumeId, offsets: &[u64]) {
+        let Some(held) = self.map.volume(volume) else { return };
+        for offsets in offsets.chunks(WARM_TOGETHER) {
+            let mut extents = [None; WARM_TOGETHER];
+            for (extent, offset) in extents.iter_mut().zip(offsets) {
+                *extent = self.map.get(held, offset / UNIT_BYTES).extent();
+            }
+            let mut slots = [None; WARM_TOGETHER];
+            for (slot, extent) in slots.iter_mut().zip(&extents[..offsets.len()]) {
+                *slot = extent.and_then(|extent| self.hot.find(extent));
+            }
+            for slot in slots[..offsets.len()].iter().flatten() {
+                std::hint::black_box(self.hot.slot(*slot).touch());
+            }
+        }
     }
 
     /// The caller has read where [`Store::hit`] said. After a failure it submits the read, which is then served from the

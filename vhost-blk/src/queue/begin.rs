@@ -13,7 +13,7 @@ use crate::request::{
 
 /// Requests carried out at once, by the worker itself, before their answers are shown: the guest is at work on these while
 /// the next ones are carried out.
-const AT_ONCE_MAX: usize = 16;
+pub(super) const AT_ONCE_MAX: usize = 16;
 
 impl Serving {
     pub(super) fn take(
@@ -39,6 +39,9 @@ impl Serving {
             if kit.io.at_once_waiting() - before >= AT_ONCE_MAX {
                 self.queue.undo_pop((count - position) as u16);
                 break;
+            }
+            if position.is_multiple_of(AT_ONCE_MAX) {
+                self.warm(&heads[position..count.min(position + AT_ONCE_MAX)], kit);
             }
             self.open += 1;
             match self.begin(head, kit, limits, now_ns) {

@@ -11,11 +11,12 @@ use tiering::{
 };
 use virtq::Chain;
 
+use super::begin::AT_ONCE_MAX;
 use super::ranges::{Method, read_range};
 use super::transfer::{Rest, is_transient};
 use super::{CHANGED, Failure, Kit, Serving, Stage, Step};
 use crate::metrics::ErrorKind;
-use crate::request::{DiskLimits, HEADER_BYTES, Request, Status};
+use crate::request::{DiskLimits, HEADER_BYTES, Request, Status, offset_in};
 use crate::tier::{GuestPart, Owner, Pool};
 
 impl Serving {
@@ -25,6 +26,22 @@ impl Serving {
         match self.target {
             super::Target::Pool { pool, .. } => Some(pool),
             _ => None,
+        }
+    }
+
+    /// Brings what the store will look up for these requests into the processor's caches: together, so that the waiting
+    /// for memory is done once. Whatever the guest changes afterwards, nothing is decided here.
+    #[inline]
+    pub(super) fn warm(&mut self, heads: &[u16], kit: &mut Kit<'_>) {
+        let (super::Target::Pool { volume, .. }, [_, _, ..]) = (self.target, heads) else { return };
+        let mut offsets = [0; AT_ONCE_MAX];
+        let mut count = 0;
+        for header in heads.iter().filter_map(|head| self.queue.peek(*head)) {
+            offsets[count] = offset_in(&header);
+            count += 1;
+        }
+        if let Some(pool) = kit.pool.as_deref_mut() {
+            pool.store().warm(volume, &offsets[..count]);
         }
     }
 
