@@ -134,6 +134,12 @@ impl Store {
         self.journal_used() + coming > self.journal_blocks() * 5 / 8
     }
 
+    /// What is left of the ring belongs to the cycle of the checkpoint that frees it: reads bring data in and send other
+    /// data out however crowded it is, and each of their cycles would take a block.
+    fn journal_is_the_checkpoints(&self) -> bool {
+        self.journal_used() > self.journal_blocks() * 7 / 8 && !self.commit.next.contains(&CHECKPOINT_TAG)
+    }
+
     pub(super) fn tick_commit(&mut self) {
         let waited = self.now_ns - self.commit.last_cycle_ns >= self.tuning.commit_interval_ns;
         if waited && self.commit.last_lsn() > self.commit.firm_lsn {
@@ -148,7 +154,8 @@ impl Store {
         if self.journal_used() > self.journal_blocks() / 2 {
             self.start_checkpoint(false);
         }
-        if self.commit.stage == Stage::Idle && (self.commit.want_firm || !self.commit.next.is_empty()) {
+        let wanted = self.commit.want_firm || !self.commit.next.is_empty();
+        if self.commit.stage == Stage::Idle && wanted && !self.journal_is_the_checkpoints() {
             self.start_cycle();
         }
         if self.commit.writing.is_some() {
