@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use crate::blk_frontend::{
-    BlkAnswer, BlkFrontend, BlkRequest, DISCARD, FLUSH, OK, READ, WRITE, WRITE_ZEROES, range_list,
+    BlkAnswer, BlkFrontend, BlkRequest, DISCARD, FLUSH, IO_ERROR, OK, READ, WRITE, WRITE_ZEROES, range_list,
 };
 use crate::frontend::PATIENCE;
 
@@ -39,6 +39,10 @@ type Version = u32;
 pub struct DiskModel {
     /// One entry per sector; two where a discard leaves it open: zeros or what was there.
     sectors: Vec<(Version, Version)>,
+    /// What a sector may hold besides: changes of it that failed, each of which may have been made all the same.
+    maybe: HashMap<u64, Vec<Version>>,
+    /// Whether I/O errors are answers like others.
+    may_fail: bool,
     /// Sectors that a request in flight changes or reads.
     busy: Vec<bool>,
     random: Random,
@@ -51,6 +55,8 @@ pub struct DiskModel {
     sectors_max: u64,
     /// Requests that were done.
     pub done: u64,
+    /// Those of them that ended with an I/O error.
+    pub failed: u64,
 }
 
 /// The bytes of a sector with a version: both stand in every 16 of them.
@@ -71,6 +77,8 @@ impl DiskModel {
     pub fn new(capacity_sectors: u64, block_bytes: u64, request_bytes_max: usize, seed: u64) -> Self {
         Self {
             sectors: vec![(0, 0); capacity_sectors as usize],
+            maybe: HashMap::new(),
+            may_fail: false,
             busy: vec![false; capacity_sectors as usize],
             random: Random::new(seed),
             flying: HashMap::new(),
@@ -79,7 +87,13 @@ impl DiskModel {
             block: block_bytes / SECTOR as u64,
             sectors_max: (request_bytes_max / SECTOR) as u64,
             done: 0,
+            failed: 0,
         }
+    }
+
+    /// Whether requests may end with an I/O error from now on.
+    pub fn allow_errors(&mut self, allow: bool) {
+        self.may_fail = allow;
     }
 
     /// A random operation that touches no sector of those in flight; `None`: this draw did.
@@ -114,17 +128,29 @@ impl DiskModel {
     /// A request failed or was never made, or what was read is not what must be there.
     fn settle(&mut self, answer: &BlkAnswer) {
         let operation = self.flying.remove(&answer.tag).expect("every answer belongs to one request");
-        assert_eq!(answer.status, OK, "{operation:?}");
+        let failed = self.may_fail && answer.status == IO_ERROR;
+        assert!(failed || answer.status == OK, "status {} of {operation:?}", answer.status);
         self.done += 1;
+        self.failed += u64::from(failed);
         let Operation { kind, sectors, version } = operation;
         match kind {
+            READ | FLUSH if failed => {}
+            _ if failed => {
+                let version = if kind == WRITE { version } else { 0 };
+                sectors.clone().for_each(|sector| self.maybe.entry(sector).or_default().push(version));
+            }
             READ => self.compare(sectors.start, &answer.data),
-            WRITE => self.set(&sectors, |_| (version, version)),
+            WRITE => self.overwrite(&sectors, version),
             DISCARD => self.set(&sectors, |(version, _)| (version, 0)),
-            WRITE_ZEROES => self.set(&sectors, |_| (0, 0)),
+            WRITE_ZEROES => self.overwrite(&sectors, 0),
             _ => {}
         }
         self.busy[sectors.start as usize..sectors.end as usize].fill(false);
+    }
+
+    fn overwrite(&mut self, sectors: &Range<u64>, version: Version) {
+        self.set(sectors, |_| (version, version));
+        sectors.clone().for_each(|sector| drop(self.maybe.remove(&sector)));
     }
 
     fn set(&mut self, sectors: &Range<u64>, change: impl Fn((Version, Version)) -> (Version, Version)) {
@@ -133,11 +159,20 @@ impl DiskModel {
         }
     }
 
-    fn compare(&self, first: u64, data: &[u8]) {
+    /// Compares what was read from sector `first` on, none of which is being changed.
+    ///
+    /// # Panics
+    /// It is not what must be there.
+    pub fn compare(&self, first: u64, data: &[u8]) {
         for (sector, bytes) in (first..).zip(data.chunks_exact(SECTOR)) {
             let (one, other) = self.sectors[sector as usize];
-            let good = bytes == pattern(sector, one) || bytes == pattern(sector, other);
-            assert!(good, "sector {sector} holds {:02x?}, expected version {one} or {other}", &bytes[..16]);
+            let maybe = self.maybe.get(&sector).map_or(&[][..], Vec::as_slice);
+            let good = [one, other].iter().chain(maybe).any(|version| bytes == pattern(sector, *version));
+            assert!(
+                good,
+                "sector {sector} holds {:02x?}, expected version {one} or {other}, or of {maybe:?}",
+                &bytes[..16]
+            );
         }
     }
 

@@ -5,7 +5,7 @@
 //! top ([`net_frontend`], [`blk_frontend`]); what a disk must hold ([`disk_model`]); the program under test
 //! ([`binary`]) and its daemons ([`daemon`]); a device that echoes for tests of the session itself ([`echo_device`]); the log ([`log_lines`]);
 //! a controller with switches and hosts around it ([`fabric`]), and the frames that they exchange ([`wire`]); a browser ([`browser`]);
-//! block devices ([`block_devices`]).
+//! block devices ([`block_devices`]), and one that fails ([`failing_disk`]).
 
 use std::time::{Duration, Instant};
 
@@ -19,6 +19,7 @@ pub mod disk_model;
 pub mod driver_queue;
 pub mod echo_device;
 pub mod fabric;
+pub mod failing_disk;
 pub mod frontend;
 pub mod guest_ram;
 pub mod log_lines;

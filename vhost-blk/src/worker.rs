@@ -151,8 +151,10 @@ impl BlkWorker {
             return;
         };
         self.completions += 1;
-        if let Some(action) = pool.bounced_read(token)
-            && let (Some(buffer), 1..) = (io.take_buffer(), result)
+        // A buffer that is not taken goes back by itself: one of a read that failed stays where it is.
+        if result > 0
+            && let Some(action) = pool.bounced_read(token)
+            && let Some(buffer) = io.take_buffer()
         {
             if let (Owner::Queue { queue, head }, Buffer::Request { offset, .. }) =
                 (pool.owner_of(&action), action.buffer)
