@@ -118,7 +118,9 @@ fn certificates_of_ovs_pki_are_taken_and_those_of_others_refused() {
     // A controller that others signed: the switch hangs up, and calls again.
     let mut stranger = accept(&others);
     let refused = std::io::Read::read(&mut stranger, &mut [0]).expect_err("the switch sends nothing");
-    assert!(refused.to_string().contains("UnknownCA"), "{refused}");
+    // Authorities that `ovs-pki` made within the same second have the same name, and then it is the signature that is wrong.
+    let said = ["UnknownCA", "DecryptError"].iter().any(|alert| refused.to_string().contains(alert));
+    assert!(said, "{refused}");
     wait_for("the handshake is counted", || failures(&switch) > 0);
     drop(stranger);
     let mut client = Client::over(accept(&ours));
