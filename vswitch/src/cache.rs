@@ -246,8 +246,7 @@ impl FlowCache {
         self.shape = Shape::new(&FlowKey::from_words(mask), self.lines.len());
     }
 
-    /// Finds where a packet with this key is, if it is there at all, and asks for the line, so that the lines of a batch are
-    /// on their way together.
+    /// Finds in which sets a packet with this key is, if it is there at all, and asks for their tags.
     #[inline]
     pub fn place(&self, key: &FlowKey, place: &mut Place) {
         self.shape.cut(key, &mut place.key);
@@ -258,6 +257,12 @@ impl FlowCache {
         };
         place.sets = [hash as usize & self.shape.sets_mask, (hash >> 28) as usize & self.shape.sets_mask];
         place.tag = (hash >> 56) as u8;
+        place.sets.iter().for_each(|set| prefetch(&self.tags[*set]));
+    }
+
+    /// Finds which entry it most likely is, and asks for its line, so that the lines of a batch are on their way together.
+    #[inline]
+    pub fn find_likely(&self, place: &mut Place) {
         let [first, second] = place.sets.map(|set| same(self.tags[set], place.tag));
         // Which of them it is cannot be foreseen.
         let (set, bits) = select_unpredictable(first != 0, (place.sets[0], first), (place.sets[1], second));
@@ -458,6 +463,7 @@ mod tests {
     fn ask(cache: &mut FlowCache, source: u32, flows: &[FlowStats], now_ms: u64, stats: &TableStats) -> bool {
         let mut place = Place::NONE;
         cache.place(&FlowKey::ZERO.with(packet::field::IPV4_SRC, source.into()), &mut place);
+        cache.find_likely(&mut place);
         match cache.hit(&place, 60, now_ms, stats) {
             Some(verdict) => {
                 assert_eq!(verdict, source, "the verdict of another flow");

@@ -245,31 +245,13 @@ impl Forwarder {
     /// flows that matched. The three slices have the same length, at most [`BATCH_MAX`]. `now_ms`: the switch's
     /// clock in milliseconds.
     pub fn classify(&mut self, keys: &[FlowKey], bytes: &[u32], verdicts: &mut [VerdictId], now_ms: u64) {
-        self.begin_batch();
-        keys.iter().enumerate().for_each(|(at, key)| self.expect(at, key));
-        self.classify_expected(keys, bytes, verdicts, now_ms);
-    }
-
-    /// Announces that the packet number `at` of the batch that began last has this key. Work between this and
-    /// [`Forwarder::classify_expected`] is done while the lines of the cache come.
-    ///
-    /// # Panics
-    /// With [`BATCH_MAX`] or more for a number.
-    #[inline]
-    pub fn expect(&mut self, at: usize, key: &FlowKey) {
-        self.cache.place(key, &mut self.places[at]);
-    }
-
-    /// [`Forwarder::classify`] of packets that were all announced.
-    pub fn classify_expected(
-        &mut self,
-        keys: &[FlowKey],
-        bytes: &[u32],
-        verdicts: &mut [VerdictId],
-        now_ms: u64,
-    ) {
         let count = keys.len();
         assert!(bytes.len() == count && verdicts.len() == count && count <= BATCH_MAX);
+        self.begin_batch();
+        // Step by step for all of them: what one step asks for comes while it goes on.
+        let places = &mut self.places[..count];
+        places.iter_mut().zip(keys).for_each(|(place, key)| self.cache.place(key, place));
+        places.iter_mut().for_each(|place| self.cache.find_likely(place));
         let ignoring = self.snapshot.ports.ignoring();
         for i in 0..count {
             if ignoring && self.snapshot.ports.ignores(PortNo(keys[i].get(field::IN_PORT) as u32)) {
@@ -291,15 +273,15 @@ impl Forwarder {
         }
         self.begin_batch();
         self.cache.place(key, &mut self.places[0]);
+        self.cache.find_likely(&mut self.places[0]);
         match self.cache.hit_many(&self.places[0], packets as u64, bytes, now_ms, &self.table_stats) {
             Some(verdict) => VerdictId(verdict),
             None => self.miss(key, 0, packets as u64, bytes, now_ms),
         }
     }
 
-    /// Begins a batch, before its packets are announced.
     #[inline]
-    pub fn begin_batch(&mut self) {
+    fn begin_batch(&mut self) {
         self.cache.grow_if_needed(&self.table_stats);
         self.recent.forget();
         if self.verdicts.list.len() > VERDICTS_MAX {

@@ -414,12 +414,11 @@ fn load(
     let limit = if depth == Depth::Port { HEADER_BYTES_SHORT } else { HEADER_BYTES_MAX };
     for at in 0..taken {
         let header = &mut burst.headers[count];
-        match source.load(burst.chains[at].buffers(), header, limit) {
-            Ok(received) => {
-                burst.bytes[count] = received.bytes;
-                burst.offloads[count] = received.offload;
+        match source.load(burst.chains[at].buffers(), header, limit, &mut burst.offloads[count]) {
+            Ok(length) => {
+                burst.bytes[count] = length;
                 burst.origin[count] = at as u8;
-                bytes += u64::from(received.bytes);
+                bytes += u64::from(length);
                 count += 1;
             }
             Err(reason) => {
@@ -447,13 +446,11 @@ fn classify(
         let key = parse_to(&[], port.0, depth);
         return verdicts.fill(forwarder.classify_alike(&key, count, bytes, now_ms));
     }
-    forwarder.begin_batch();
     // Not while headers are copied: what is read over the border of two parts of a copy waits for both.
-    for (at, (key, header)) in burst.keys[..count].iter_mut().zip(&*burst.headers).enumerate() {
+    for (key, header) in burst.keys[..count].iter_mut().zip(&*burst.headers) {
         parse_into(key, header.bytes(), port.0, depth);
-        forwarder.expect(at, key);
     }
-    forwarder.classify_expected(&burst.keys[..count], &burst.bytes[..count], verdicts, now_ms);
+    forwarder.classify(&burst.keys[..count], &burst.bytes[..count], verdicts, now_ms);
 }
 
 #[cold]

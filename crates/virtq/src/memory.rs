@@ -94,7 +94,8 @@ pub enum MemoryError {
 pub struct GuestSlice {
     offset: u64,
     len: u32,
-    region: u16,
+    /// Of 32 bits, so that there is no gap behind it: with one, a copy reads more than was written a moment before, and waits.
+    region: u32,
 }
 
 impl GuestSlice {
@@ -124,7 +125,7 @@ impl GuestSlice {
 
 /// Remembers the region of the last translation; one per queue. Most guests have one hot region.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct RegionHint(u16);
+pub struct RegionHint(u32);
 
 #[derive(Clone, Debug)]
 struct Region {
@@ -264,7 +265,7 @@ impl GuestMemory {
     /// `None` unless the whole range lies in one region.
     #[inline]
     pub fn slice(&self, hint: &mut RegionHint, guest_addr: u64, len: u32) -> Option<GuestSlice> {
-        if let Some(region) = self.regions.get(usize::from(hint.0))
+        if let Some(region) = self.regions.get(hint.0 as usize)
             && let Some(offset) = region.offset_of(region.guest_addr, guest_addr, u64::from(len))
         {
             return Some(GuestSlice { offset, len, region: hint.0 });
@@ -275,9 +276,9 @@ impl GuestMemory {
     #[cold]
     fn slice_elsewhere(&self, hint: &mut RegionHint, guest_addr: u64, len: u32) -> Option<GuestSlice> {
         let (index, offset) = self.locate(guest_addr)?;
-        hint.0 = index as u16;
+        hint.0 = index as u32;
         let region = &self.regions[index];
-        (u64::from(len) <= region.size - offset).then_some(GuestSlice { offset, len, region: index as u16 })
+        (u64::from(len) <= region.size - offset).then_some(GuestSlice { offset, len, region: index as u32 })
     }
 
     /// The region that contains a guest address, and the offset in it.
@@ -302,7 +303,7 @@ impl GuestMemory {
                 return false;
             };
             let here = (self.regions[index].size - offset).min(u64::from(left)) as u32;
-            let slice = GuestSlice { offset, len: here, region: index as u16 };
+            let slice = GuestSlice { offset, len: here, region: index as u32 };
             if !part(slice) {
                 return false;
             }
@@ -322,7 +323,7 @@ impl GuestMemory {
         let len32 = u32::try_from(len).ok()?;
         let found = |(index, region): (usize, &Region)| {
             let offset = region.offset_of(region.user_addr, user_addr, len)?;
-            Some(GuestSlice { offset, len: len32, region: index as u16 })
+            Some(GuestSlice { offset, len: len32, region: index as u32 })
         };
         self.regions.iter().enumerate().find_map(found)
     }
@@ -334,7 +335,7 @@ impl GuestMemory {
     /// When the slice was made by another map.
     #[inline]
     pub fn guest_addr(&self, slice: GuestSlice) -> u64 {
-        self.regions[usize::from(slice.region)].guest_addr + slice.offset
+        self.regions[slice.region as usize].guest_addr + slice.offset
     }
 
     /// The slice, checked once for several accesses.
@@ -345,7 +346,7 @@ impl GuestMemory {
     /// lengths only before translation.
     #[inline]
     pub fn window(&self, slice: GuestSlice) -> Window<'_> {
-        let Some(region) = self.regions.get(usize::from(slice.region)) else { foreign_slice(slice.region) };
+        let Some(region) = self.regions.get(slice.region as usize) else { foreign_slice(slice.region) };
         if slice.offset > region.size || u64::from(slice.len) > region.size - slice.offset {
             out_of_region(slice.offset, slice.len, region.size);
         }
@@ -407,7 +408,7 @@ impl GuestMemory {
 
 #[cold]
 #[inline(never)]
-fn foreign_slice(region: u16) -> ! {
+fn foreign_slice(region: u32) -> ! {
     panic!("a slice of region {region} was made by another memory map");
 }
 

@@ -109,10 +109,28 @@ impl Offload {
         header: &[u8],
         frame_bytes: usize,
     ) -> Result<Offload, DropReason> {
+        let mut offload = Offload::NONE;
+        offload.parse_into(bytes, allowed, header, frame_bytes)?;
+        Ok(offload)
+    }
+
+    /// [`Offload::parse`], put where it is wanted: nothing is moved right after it was written in pieces.
+    #[inline]
+    pub(crate) fn parse_into(
+        &mut self,
+        bytes: &[u8; NET_HEADER_BYTES_LEGACY],
+        allowed: Accepts,
+        header: &[u8],
+        frame_bytes: usize,
+    ) -> Result<(), DropReason> {
+        *self = Offload::NONE;
         if !Offload::claimed(bytes) {
-            return Ok(Offload { verified: bytes[0] & F_DATA_VALID != 0, ..Offload::NONE });
+            self.verified = bytes[0] & F_DATA_VALID != 0;
+        } else {
+            let claims = Self::parse_claims(bytes, allowed, header, frame_bytes);
+            *self = claims.ok_or(DropReason::BadHeader)?;
         }
-        Self::parse_claims(bytes, allowed, header, frame_bytes).ok_or(DropReason::BadHeader)
+        Ok(())
     }
 
     fn parse_claims(
@@ -173,7 +191,8 @@ impl Offload {
     #[inline]
     pub fn emit(&self, accepts: Accepts, buffers: u16) -> [u8; NET_HEADER_BYTES] {
         let mut bytes = [0; NET_HEADER_BYTES];
-        bytes[10..12].copy_from_slice(&buffers.to_le_bytes());
+        // With the two bytes in front of it: the four are loaded together when they are compared.
+        bytes[8..12].copy_from_slice(&(u32::from(buffers) << 16).to_le_bytes());
         if self.partial.is_none() && !self.verified {
             return bytes;
         }

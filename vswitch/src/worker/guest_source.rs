@@ -61,12 +61,6 @@ impl Taken {
     }
 }
 
-/// What was found in one chain.
-pub(crate) struct Received {
-    pub(crate) bytes: u32,
-    pub(crate) offload: Offload,
-}
-
 impl GuestSource {
     pub(crate) fn new(
         mut queue: Queue,
@@ -164,14 +158,16 @@ impl GuestSource {
         taken
     }
 
-    /// Copies net header and frame header, `limit` bytes of it at most, out of a chain and checks them.
+    /// Copies net header and frame header, `limit` bytes of it at most, out of a chain and checks them; returns the length
+    /// of the frame.
     #[inline]
     pub(crate) fn load(
         &self,
         buffers: &[GuestSlice],
         header: &mut Header,
         limit: usize,
-    ) -> Result<Received, DropReason> {
+        offload: &mut Offload,
+    ) -> Result<u32, DropReason> {
         let all: u64 = buffers.iter().map(|buffer| u64::from(buffer.len())).sum();
         let bytes = all.saturating_sub(self.header_bytes);
         if bytes < FRAME_BYTES_MIN as u64 {
@@ -207,9 +203,9 @@ impl GuestSource {
                 net_header
             }
         };
-        let offload = Offload::parse(&net_header, self.allowed, header.bytes(), bytes)?;
+        offload.parse_into(&net_header, self.allowed, header.bytes(), bytes)?;
         header.set_partial_checksum(offload.partial.is_some());
-        Ok(Received { bytes: bytes as u32, offload })
+        Ok(bytes as u32)
     }
 
     /// Gives the chains back; all frames were copied.
