@@ -201,7 +201,7 @@ impl SwitchWorker {
         if let Some(Sink { kind: egress::SinkKind::Guest(sink), .. }) =
             sinks.get_mut(*likely).and_then(Option::as_mut)
         {
-            sink.prepare(taken);
+            sink.expect(taken);
         }
         let depth = self.forwarder.depth();
         let (count, bytes) = load(burst, source, taken, depth, *port, cells, &self.taps);

@@ -573,7 +573,7 @@ impl Queue {
     }
 
     /// Gives the head that is next in turn to the used ring.
-    #[inline]
+    #[inline(always)]
     fn push_next(&mut self, head: u16, written: u32) {
         self.in_flight -= 1;
         self.oldest = self.oldest.wrapping_add(1);
@@ -614,13 +614,12 @@ impl Queue {
         self.log_ring(4 + 8 * place as u64, 8);
     }
 
-    /// Asks the CPU for the lines of the used ring that the next `count` heads go to, given back with bytes in them
-    /// (`written`) or without: the driver has read them, and each store would wait for its line.
+    /// Asks the CPU for the lines of the used ring that the next `count` heads go to, given back with bytes in them: the
+    /// driver has read them, and each store would wait for its line.
     #[inline]
-    pub fn prefetch_used(&self, count: usize, written: bool) {
+    pub fn prefetch_used(&self, count: usize) {
         const PER_LINE: usize = 8;
-        let elements = if self.in_order && !written { count.min(1) } else { count };
-        for ahead in (0..elements).step_by(PER_LINE) {
+        for ahead in (0..count).step_by(PER_LINE) {
             let place = usize::from(self.next_used.wrapping_add(ahead as u16) & self.mask);
             cpu::prefetch_write(self.used.wrapping_add(RING + 4 * place).cast());
         }

@@ -41,13 +41,19 @@ pub(crate) struct GuestSink {
     merge: bool,
     accepts: Accepts,
     ready: Box<[Ready; READY_MAX]>,
-    first: usize,
-    count: usize,
+    // Buffers are numbered as they are popped, and each is at its number in `ready`. One number moves for each frame, and no
+    // other beside it: those that move together are loaded together, which waits when one of them was just stored.
+    /// The first that is full and not yet in the used ring, what was written to it being its length.
+    full: usize,
+    /// The first that is free.
+    next: usize,
+    /// The first that is not translated yet.
+    end: usize,
+    /// The first that the CPU was not asked for yet, if it is not below `next`.
+    asked: usize,
     /// Heads that come after those: popped, not yet translated, so that nobody waits for their descriptors.
     popped: [u16; REFILL],
     popped_count: usize,
-    /// How many of those that are ready the CPU was asked for already.
-    asked: usize,
     /// Heads a killed predecessor left in flight, oldest last.
     leftover: Vec<u16>,
     chain: Chain,
@@ -78,8 +84,9 @@ impl GuestSink {
             merge: features.merge_rx,
             accepts: features.guest_accepts,
             ready: Box::new([Ready::default(); READY_MAX]),
-            first: 0,
-            count: 0,
+            full: 0,
+            next: 0,
+            end: 0,
             popped: [0; REFILL],
             popped_count: 0,
             asked: 0,
@@ -99,6 +106,7 @@ impl GuestSink {
 
     /// Ends the use of the ring: what was taken ahead goes back.
     pub(crate) fn into_queue(mut self) -> Queue {
+        self.flush();
         self.queue.publish();
         let taken = self.queue.in_flight();
         self.queue.undo_pop(taken);
@@ -106,8 +114,8 @@ impl GuestSink {
     }
 
     #[inline]
-    fn at(&self, index: usize) -> Ready {
-        self.ready[(self.first + index) % READY_MAX]
+    fn at(&self, number: usize) -> Ready {
+        self.ready[number % READY_MAX]
     }
 
     #[cold]
@@ -145,10 +153,13 @@ impl GuestSink {
         if self.fault.is_some() {
             return;
         }
-        let room = self.popped_count.min(READY_MAX - self.count);
+        if READY_MAX - (self.end - self.full) < self.popped_count {
+            self.flush();
+        }
+        let room = self.popped_count.min(READY_MAX - (self.end - self.full));
         for at in 0..room {
             let head = self.popped[at];
-            let place = &mut self.ready[(self.first + self.count) % READY_MAX];
+            let place = &mut self.ready[self.end % READY_MAX];
             place.head = head;
             match self.queue.walk_lone(head, &mut self.chain) {
                 Ok(Some(Lone { slice, writable })) => {
@@ -164,7 +175,7 @@ impl GuestSink {
                 }
                 Err(fault) => return self.broken(fault),
             }
-            self.count += 1;
+            self.end += 1;
         }
         self.popped.copy_within(room..self.popped_count, 0);
         self.popped_count -= room;
@@ -172,37 +183,43 @@ impl GuestSink {
 
     /// Asks the CPU for the buffers that the next `frames` frames will most likely go to.
     #[inline]
-    pub(crate) fn prepare(&mut self, frames: usize) {
-        if self.count < frames {
+    pub(crate) fn expect(&mut self, frames: usize) {
+        // Not earlier: the driver, which reads what it was given last, would fetch them back.
+        self.queue.prefetch_used(frames);
+        self.prepare(frames);
+    }
+
+    /// [`GuestSink::expect`] before anything is known of them.
+    fn prepare(&mut self, frames: usize) {
+        if self.end - self.next < frames {
             self.refill();
         }
-        let end = frames.min(self.count);
-        for index in self.asked..end {
-            let ready = self.at(index);
+        let end = self.end.min(self.next + frames);
+        for number in self.asked.max(self.next)..end {
+            let ready = self.at(number);
             if !ready.pieces {
                 let window = self.memory.window(ready.slice);
-                // The net header is seldom written, the frame always.
+                // The net header is seldom written, the frame always; two lines are a header, and its payload comes by
+                // itself.
                 window.prefetch(0);
                 window.prefetch_write(CACHE_LINE);
+                window.prefetch_write(2 * CACHE_LINE);
             }
         }
-        if end > self.asked {
-            self.queue.prefetch_used(end, true);
-            self.asked = end;
-        }
+        self.asked = self.asked.max(end);
     }
 
     /// Writes a frame whose offload the guest takes. It is seen after [`GuestSink::publish`].
     #[inline]
     pub(crate) fn deliver(&mut self, frame: &Frame<'_>) -> Result<(), DropReason> {
-        if self.count == 0 {
+        if self.next == self.end {
             self.refill();
-            if self.count == 0 {
+            if self.next == self.end {
                 return Err(DropReason::RingFull);
             }
         }
         let need = self.header_bytes + frame.bytes();
-        let ready = self.at(0);
+        let ready = self.at(self.next);
         if ready.pieces || (ready.bytes as usize) < need {
             return self.deliver_in_pieces(frame, need);
         }
@@ -221,31 +238,40 @@ impl GuestSink {
         if self.queue.logs_writes() {
             self.queue.log_written(ready.slice, 0, need as u32);
         }
-        self.used(ready.head, need as u32);
+        self.used(need as u32);
         Ok(())
     }
 
+    /// The next buffer is full, of `written` bytes.
     #[inline]
-    fn used(&mut self, head: u16, written: u32) {
-        self.queue.push_used(head, written);
-        self.first = (self.first + 1) % READY_MAX;
-        self.count -= 1;
-        self.asked = self.asked.saturating_sub(1);
+    fn used(&mut self, written: u32) {
+        self.ready[self.next % READY_MAX].bytes = written;
+        self.next += 1;
+    }
+
+    /// Gives the full buffers to the used ring.
+    #[inline]
+    fn flush(&mut self) {
+        for number in self.full..self.next {
+            let Ready { head, bytes, .. } = self.at(number);
+            self.queue.push_used(head, bytes);
+        }
+        self.full = self.next;
     }
 
     /// Writes a frame over several buffers, or into one that is in pieces.
     #[cold]
     fn deliver_in_pieces(&mut self, frame: &Frame<'_>, need: usize) -> Result<(), DropReason> {
-        while self.count > 0 && self.at(0).bytes == 0 {
+        while self.next < self.end && self.at(self.next).bytes == 0 {
             // A chain that nothing can be written to: given back as it is.
-            self.used(self.at(0).head, 0);
+            self.used(0);
         }
         let buffers = self.buffers_for(need)?;
         let net_header = frame.offload.emit(self.accepts, buffers as u16);
         let net_header = &net_header[..self.header_bytes];
         let mut done = 0;
         for _ in 0..buffers {
-            let ready = self.at(0);
+            let ready = self.at(self.next);
             let before = done;
             if ready.pieces {
                 if let Err(fault) = self.queue.walk(ready.head, &mut self.chain) {
@@ -262,7 +288,7 @@ impl GuestSink {
                 done += fill(self.memory.window(ready.slice), net_header, frame, done, need);
                 self.queue.log_written(ready.slice, 0, (done - before) as u32);
             }
-            self.used(ready.head, (done - before) as u32);
+            self.used((done - before) as u32);
         }
         Ok(())
     }
@@ -271,13 +297,14 @@ impl GuestSink {
     fn buffers_for(&mut self, need: usize) -> Result<usize, DropReason> {
         let mut room = 0;
         for index in 0..READY_MAX {
-            if index == self.count {
+            let number = self.next + index;
+            if number == self.end {
                 self.refill();
-                if index == self.count {
+                if number == self.end {
                     return Err(DropReason::RingFull);
                 }
             }
-            room += self.at(index).bytes as usize;
+            room += self.at(number).bytes as usize;
             if room >= need {
                 return Ok(index + 1);
             }
@@ -291,6 +318,7 @@ impl GuestSink {
     /// Shows what was delivered to the guest, by one signal at most. True if there was one.
     #[inline]
     pub(crate) fn publish(&mut self, io: &mut Io) -> bool {
+        self.flush();
         let signal = self.queue.publish();
         if signal && let Some(call) = &self.call {
             io.signal(call.as_fd());

@@ -130,7 +130,6 @@ impl GuestSource {
             }
             taken
         };
-        self.queue.prefetch_used(taken, false);
         for (at, (&head, place)) in heads[..taken].iter().zip(places).enumerate() {
             match self.queue.walk_lone(head, &mut place.chain) {
                 Ok(Some(Lone { slice, writable })) => {
