@@ -16,7 +16,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::auth::TokenError;
 use crate::controller::{Controller, Options};
-use crate::doorway::Doorway;
+use crate::doorway::{self, Doorway};
 use crate::metrics::Metrics;
 use crate::rest::RestConfig;
 use crate::store::{Store, StoreError};
@@ -133,12 +133,8 @@ pub fn run(config: DaemonConfig) -> Result<(), DaemonError> {
     runtime.block_on(serve(config))
 }
 
-async fn listen(
-    address: SocketAddr,
-    what: &'static str,
-    flag: &'static str,
-) -> Result<TcpListener, DaemonError> {
-    TcpListener::bind(address).await.map_err(|source| DaemonError::Listen { address, what, flag, source })
+fn listen(address: SocketAddr, what: &'static str, flag: &'static str) -> Result<TcpListener, DaemonError> {
+    doorway::listen(address).map_err(|source| DaemonError::Listen { address, what, flag, source })
 }
 
 async fn serve(config: DaemonConfig) -> Result<(), DaemonError> {
@@ -160,9 +156,9 @@ async fn serve(config: DaemonConfig) -> Result<(), DaemonError> {
             (OpenFlowAddress::Tls(_), Some(tls)) => Some(TlsAcceptor::from(tls.server.clone())),
             (OpenFlowAddress::Tls(_), None) => return Err(DaemonError::NoCertificates(*at)),
         };
-        openflow.push((listen(at.address(), "switches", "--openflow").await?, acceptor));
+        openflow.push((listen(at.address(), "switches", "--openflow")?, acceptor));
     }
-    let rest = listen(address, "REST", "--rest").await?;
+    let rest = listen(address, "REST", "--rest")?;
     let _metrics = match config.metrics {
         Some(address) => Some(telemetry::http::serve_metrics(address, registry).await?),
         None => None,

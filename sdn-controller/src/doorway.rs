@@ -1,16 +1,27 @@
 //! Connections as they come in, so many at once.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::controller::Controller;
 
 /// Connections at once, those in handshake too.
 const CONNECTIONS_MAX: usize = 1024;
+
+/// Listens at `address`. All switches may call at once, after a restart: whom the kernel's queue has no place for calls again
+/// a second later at the earliest, and the usual queue has 128 places.
+pub(crate) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // A predecessor's connections may still linger.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(CONNECTIONS_MAX as u32)
+}
 
 /// A listener of the controller. At the limit, new connections wait in the kernel.
 pub(crate) struct Doorway {
@@ -46,6 +57,27 @@ impl Doorway {
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn many_may_call_before_the_first_is_let_in() {
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            let listener = match listen(address.parse().unwrap()) {
+                Err(_) if address.starts_with('[') => continue,
+                listener => listener.unwrap(),
+            };
+            let address = listener.local_addr().unwrap();
+            // Nobody accepts them: whom the queue has no place for is never connected.
+            let call = || std::net::TcpStream::connect_timeout(&address, Duration::from_secs(10));
+            let calls: Vec<_> =
+                (0..400).map(|at| call().unwrap_or_else(|error| panic!("{at}: {error}"))).collect();
+            assert_eq!(calls.len(), 400);
         }
     }
 }
