@@ -16,7 +16,7 @@ pub struct Hit {
 }
 
 /// Places that [`Store::warm`] looks up together.
-const WARM_TOGETHER: usize = 16;
+const WARM_TOGETHER: usize = 32;
 
 impl Store {
     /// The short way of a read, for which nothing is submitted: where its data are if they are hot, in one piece. The

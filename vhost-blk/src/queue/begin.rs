@@ -13,7 +13,7 @@ use crate::request::{
 
 /// Requests carried out at once, by the worker itself, before their answers are shown: the guest is at work on these while
 /// the next ones are carried out.
-pub(super) const AT_ONCE_MAX: usize = 16;
+pub(super) const AT_ONCE_MAX: usize = 24;
 
 impl Serving {
     pub(super) fn take(
