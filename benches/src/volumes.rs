@@ -2,16 +2,27 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context as _, ensure};
 
 /// Bytes of the disks.
 pub const DISK_BYTES: u64 = 1 << 30;
 
-/// A compressed RAM disk of our own: a fast and steady block device. Removed when dropped.
+/// What removes a device, as soon as nobody uses it any more, once its standard input has ended: when we let it go, and
+/// however we may end.
+const REMOVE: &str = "
+    trap '' HUP INT TERM
+    read -r nothing
+    tries=100
+    until echo 1 > /sys/block/zram$0/reset || [ $tries = 0 ]; do tries=$((tries - 1)); sleep 0.1; done
+    echo $0 > /sys/class/zram-control/hot_remove";
+
+/// A compressed RAM disk of our own: a fast and steady block device. Removed when dropped, or when this process ends without
+/// that.
 pub struct Zram {
     number: u32,
+    remover: Child,
 }
 
 impl Zram {
@@ -22,8 +33,11 @@ impl Zram {
     pub fn add() -> anyhow::Result<Zram> {
         let number = fs::read_to_string("/sys/class/zram-control/hot_add")
             .context("adding a zram device (needs root and a kernel with zram: modprobe zram)")?;
-        let zram = Zram { number: number.trim().parse().context("the number of the new zram device")? };
-        let size = format!("/sys/block/zram{}/disksize", zram.number);
+        let number = number.trim().parse().context("the number of the new zram device")?;
+        let mut remover = Command::new("sh");
+        remover.args(["-c", REMOVE]).arg(format!("{number}")).stdin(Stdio::piped()).stderr(Stdio::null());
+        let zram = Zram { number, remover: remover.spawn().context("starting sh")? };
+        let size = format!("/sys/block/zram{number}/disksize");
         fs::write(&size, DISK_BYTES.to_string()).with_context(|| format!("writing {size}"))?;
         Ok(zram)
     }
@@ -36,8 +50,8 @@ impl Zram {
 
 impl Drop for Zram {
     fn drop(&mut self) {
-        let _ = fs::write(format!("/sys/block/zram{}/reset", self.number), "1");
-        let _ = fs::write("/sys/class/zram-control/hot_remove", self.number.to_string());
+        // Ends its standard input first.
+        let _ = self.remover.wait();
     }
 }
 

@@ -43,11 +43,12 @@ fn row(what: &str, measured: &str, target: &str, good: bool) {
     println!("| {what} | {measured} | {target} | {} |", if good { "yes" } else { "**no**" });
 }
 
-/// A daemon with a pool on a zram and a file.
+/// A daemon with a pool on a zram and a file. It goes first: a device that it has open stays.
 struct Bed {
     daemon: Daemon,
     site: Site,
     zram: Zram,
+    raw: Option<Zram>,
     dir: tempfile::TempDir,
 }
 
@@ -67,7 +68,16 @@ impl Bed {
         let hot = hot_size.map_or(hot.clone(), |size| format!("{hot}:{size}"));
         let cold = format!("{}:{COLD}", dir.path().join("cold.img").display());
         site.sluice(&[&["pool", "create", "pool0", "--hot", &hot, "--cold", &cold], options].concat())?;
-        Ok(Bed { daemon, site, zram, dir })
+        Ok(Bed { daemon, site, zram, raw: None, dir })
+    }
+
+    /// The same, and beside the pool the volume `raw`: a full device of the hot one's kind.
+    fn with_raw(program: &Path) -> Result<Bed> {
+        let mut bed = Bed::new(program, None, &[])?;
+        let path = bed.raw.insert(Zram::add()?).path();
+        volumes::fill(&path)?;
+        bed.site.sluice(&["volume", "create", "raw", "--device", &path.display().to_string()])?;
+        Ok(bed)
     }
 
     /// A volume of the pool, all of it written.
@@ -96,11 +106,7 @@ impl Bed {
 
 /// A hit against the raw device.
 fn hot_hits(options: &Options, program: &Path) -> Result<()> {
-    // Made first, so that it goes last: a device that the daemon has open stays.
-    let raw = Zram::add()?;
-    volumes::fill(&raw.path())?;
-    let mut bed = Bed::new(program, None, &[])?;
-    bed.site.sluice(&["volume", "create", "raw", "--device", &raw.path().display().to_string()])?;
+    let mut bed = Bed::with_raw(program)?;
     bed.volume("v0", 640 * MIB)?;
     let (mut shares, mut rates) = (Vec::new(), Vec::new());
     for _ in 0..options.rounds {
@@ -169,11 +175,7 @@ fn migration_row(options: &Options, bed: &mut Bed, limit: &str, rate: Option<u32
 /// Writes to data of which nothing is hot, while the cold device takes a tenth of a second for each operation: ten times
 /// what a disk takes.
 fn write_misses(program: &Path) -> Result<()> {
-    // Made first, so that it goes last: a device that the daemon has open stays.
-    let raw = Zram::add()?;
-    volumes::fill(&raw.path())?;
-    let mut bed = Bed::new(program, None, &[])?;
-    bed.site.sluice(&["volume", "create", "raw", "--device", &raw.path().display().to_string()])?;
+    let mut bed = Bed::with_raw(program)?;
     let (bytes, step) = (512 * MIB, MIB);
     for (name, bytes) in [("v0", bytes), ("probe", 32 * MIB)] {
         let size = bytes.to_string();
