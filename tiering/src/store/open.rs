@@ -56,13 +56,16 @@ pub struct FormatSpec {
 }
 
 impl FormatSpec {
-    /// A pool with the usual shares: a journal of 1/64 of the first hot device (256 KiB to 64 MiB), and leaves
-    /// for four times the cold tier.
+    /// A pool with the usual shares: a journal of 1/64 of the first hot device (256 KiB to 64 MiB), and leaves for four
+    /// times the cold tier, or for 40 000 (1250 GiB of volumes and clones) as far as their areas take no more than an
+    /// eighth of a hot device of a GiB or more, a sixteenth of a smaller one.
     pub fn usual(pool: Uuid, devices: Vec<DeviceSpec>) -> Self {
         let cold: u64 = devices.iter().filter(|d| d.tier == Tier::Cold).map(|d| d.size_bytes).sum();
         let hot = devices.first().map_or(0, |device| device.size_bytes);
         let journal_bytes = (hot / 64).clamp(256 << 10, 64 << 20).next_multiple_of(BLOCK_BYTES as u64);
-        let fits = hot / 32 / (LEAF_ENTRIES * 8);
+        // There are two areas.
+        let share = if hot < 1 << 30 { 32 } else { 16 };
+        let fits = hot / share / (LEAF_ENTRIES * 8);
         let leaves_max = (cold / (UNIT_BYTES * LEAF_ENTRIES) * 4).max(fits.min(40_000)).max(64);
         FormatSpec { pool, devices, journal_bytes, leaves_max }
     }
