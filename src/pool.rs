@@ -252,14 +252,22 @@ fn list(pools: &Value) {
     output::table(["NAME", "STATE", "USED", "HOT", "DIRTY", "VOLUMES"], rows);
 }
 
-/// `v0 65536..131072, v1 0..4096`
-fn ranges(lost: &Value) -> String {
-    let range = |lost: &Value| {
-        let (offset, bytes) =
-            (lost["offset"].as_u64().unwrap_or_default(), lost["bytes"].as_u64().unwrap_or_default());
-        format!("{} {offset}..{}", output::text(&lost["volume"]), offset + bytes)
-    };
-    lost.as_array().into_iter().flatten().map(range).collect::<Vec<_>>().join(", ")
+/// `v0 65536..131072`
+fn range(lost: &Value) -> String {
+    let (offset, bytes) =
+        (lost["offset"].as_u64().unwrap_or_default(), lost["bytes"].as_u64().unwrap_or_default());
+    format!("{} {offset}..{}", output::text(&lost["volume"]), offset + bytes)
+}
+
+/// A list as far as it can be read at a glance; `-o json` has all of it.
+fn few(list: &Value, show: impl Fn(&Value) -> String) -> String {
+    const SHOWN: usize = 8;
+    let items = list.as_array().map_or(&[][..], Vec::as_slice);
+    let shown = items.iter().take(SHOWN).map(show).collect::<Vec<_>>().join(", ");
+    match items.len() {
+        ..=SHOWN => shown,
+        all => format!("{all}: {shown} and {} more", all - SHOWN),
+    }
 }
 
 fn show(pool: &Value) {
@@ -275,7 +283,8 @@ fn show(pool: &Value) {
     }
     for (key, value) in pool["usage"].as_object().into_iter().flatten() {
         let shown = match key.as_str() {
-            "lost" => ranges(value),
+            "lost" => few(value, range),
+            "unnamed" => few(value, output::text),
             key if key.ends_with("_bytes") => bytes(value),
             _ => output::text(value),
         };
@@ -283,7 +292,22 @@ fn show(pool: &Value) {
             rows.push([key.trim_end_matches("_bytes").replace('_', " "), shown]);
         }
     }
-    rows.push(["volumes".to_string(), output::text(&pool["volumes"])]);
+    rows.push(["volumes".to_string(), few(&pool["volumes"], output::text)]);
     output::table(["", ""], rows);
     warn(pool);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_lists_show_how_many_and_the_first() {
+        let names = |count: usize| (0..count).map(|at| format!("c{at}")).collect::<Value>();
+        assert_eq!(few(&names(0), output::text), "");
+        assert_eq!(few(&names(8), output::text), "c0, c1, c2, c3, c4, c5, c6, c7");
+        assert_eq!(few(&names(1000), output::text), "1000: c0, c1, c2, c3, c4, c5, c6, c7 and 992 more");
+        let lost = serde_json::json!([{"volume": "v0", "offset": 4096, "bytes": 8192}]);
+        assert_eq!(few(&lost, range), "v0 4096..12288");
+    }
 }

@@ -186,13 +186,14 @@ fn assert_told(bed: &mut Bed, loaded: &[Guest]) -> Value {
     assert!(shown.contains(device.to_str().unwrap()), "{shown}");
     let lost: Vec<_> = usage["lost"].as_array().into_iter().flatten().collect();
     assert!(!lost.is_empty(), "something was only there: {usage}");
+    let range = |from: &Value| {
+        let offset = from["offset"].as_u64().unwrap();
+        format!("{offset}..{}", offset + from["bytes"].as_u64().unwrap())
+    };
+    let first = format!("{} {}", lost[0]["volume"].as_str().unwrap(), range(lost[0]));
+    assert!(shown.contains(&first), "{first}: {shown}");
     for guest in loaded {
         let Some(first) = lost.iter().find(|range| range["volume"] == *guest.name) else { continue };
-        let range = |from: &Value| {
-            let offset = from["offset"].as_u64().unwrap();
-            format!("{offset}..{}", offset + from["bytes"].as_u64().unwrap())
-        };
-        assert!(shown.contains(&format!("{} {}", guest.name, range(first))), "{shown}");
         let told = || {
             let log = bed.log();
             let mut lines =
