@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Subcommand;
 use vswitch::bridge::{BridgeConfig, FailMode};
-use vswitch::config::{DaemonConfig, OpenFlowAddress, parse_controller, parse_listener};
+use vswitch::config::{DaemonConfig, OpenFlowAddress, PacketInLimits, parse_controller, parse_listener};
 
 use crate::controller::Look;
 use crate::output;
@@ -80,6 +80,12 @@ struct Flags {
     /// How long a learned address is kept without a frame from it, in seconds [default: 300]
     #[arg(long, value_name = "SECONDS")]
     ageing_s: Option<String>,
+    /// Packet-ins a second sent to each controller at most [default: 50000]
+    #[arg(long, value_name = "COUNT")]
+    packet_in_rate: Option<String>,
+    /// Packet-ins a second that packets of one port can cause in each worker [default: a fifth of packet-in-rate]
+    #[arg(long, value_name = "COUNT")]
+    port_packet_in_rate: Option<String>,
 }
 
 impl Flags {
@@ -136,12 +142,28 @@ impl Flags {
                     }
                 })
                 .unwrap_or(Duration::from_secs(300)),
+            packet_ins: self.packet_ins(&mut settings),
         };
         let wanted = |address: &&OpenFlowAddress| matches!(address, OpenFlowAddress::Tls(_));
         let needs = config.controllers.iter().chain(&config.listen).find(wanted);
         config.tls = tls.load(&mut settings, needs.map(ToString::to_string));
         settings.finish()?;
         Ok(config)
+    }
+
+    fn packet_ins(&self, settings: &mut Settings) -> PacketInLimits {
+        let flag = self.packet_in_rate.as_deref();
+        let remedy = format!("give a number from 1 to {PACKET_INS_MAX}");
+        let rate = settings.get("packet_in_rate", flag, &remedy, |text| parse_rate(text, PACKET_INS_MAX));
+        let limits = rate.map_or_else(PacketInLimits::default, PacketInLimits::with_controller);
+        let flag = self.port_packet_in_rate.as_deref();
+        let remedy = format!(
+            "give a number from 1 to packet_in_rate ({}): one port could keep the others out",
+            limits.controller
+        );
+        let parse = |text: &str| parse_rate(text, limits.controller);
+        let port = settings.get("port_packet_in_rate", flag, &remedy, parse).unwrap_or(limits.port);
+        PacketInLimits { port, ..limits }
     }
 
     fn tls(&self, settings: &mut Settings) -> TlsSettings {
@@ -164,6 +186,13 @@ fn parse_dpid(text: &str) -> Result<u64, String> {
     }
 }
 
+fn parse_rate(text: &str, most: u32) -> Result<u32, String> {
+    match text.parse() {
+        Ok(rate) if (1..=most).contains(&rate) => Ok(rate),
+        _ => Err("is no such rate".to_string()),
+    }
+}
+
 fn parse_fail_mode(text: &str) -> Result<FailMode, String> {
     match text {
         "standalone" => Ok(FailMode::Standalone),
@@ -171,6 +200,9 @@ fn parse_fail_mode(text: &str) -> Result<FailMode, String> {
         _ => Err("is not a fail mode".to_string()),
     }
 }
+
+/// More packet-ins a second than any controller takes.
+const PACKET_INS_MAX: u32 = 100_000_000;
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
@@ -187,5 +219,45 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             output::line(format_args!("the configuration is good: {config:?}"));
             Ok(())
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+
+    #[derive(clap::Parser)]
+    struct Program {
+        #[command(flatten)]
+        flags: Flags,
+    }
+
+    fn limits(args: &[&str]) -> anyhow::Result<PacketInLimits> {
+        let program = Program::parse_from([&["run"], args].concat());
+        program.flags.resolve().map(|config| config.packet_ins)
+    }
+
+    #[test]
+    fn packet_in_limits_are_checked_and_fit_each_other() {
+        let of = |controller, port| PacketInLimits { controller, port };
+        assert_eq!(limits(&[]).unwrap(), of(50_000, 10_000));
+        assert_eq!(limits(&["--packet-in-rate", "1000"]).unwrap(), of(1000, 200));
+        assert_eq!(limits(&["--packet-in-rate", "2"]).unwrap(), of(2, 1));
+        assert_eq!(limits(&["--port-packet-in-rate", "7"]).unwrap(), of(50_000, 7));
+        for wrong in [
+            &["--packet-in-rate", "0"][..],
+            &["--packet-in-rate", "many"],
+            &["--port-packet-in-rate", "0"],
+            &["--packet-in-rate", "100", "--port-packet-in-rate", "101"],
+        ] {
+            let said = limits(wrong).unwrap_err().to_string();
+            assert!(said.contains(wrong[wrong.len() - 2]) && said.contains("give a number from 1"), "{said}");
+        }
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        std::io::Write::write_all(&mut file, b"packet_in_rate = 500\nport_packet_in_rate = 20\n").unwrap();
+        let path = file.path().to_str().unwrap();
+        assert_eq!(limits(&["--config", path]).unwrap(), of(500, 20));
     }
 }

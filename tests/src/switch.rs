@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use telemetry::Registry;
 use telemetry::state::StateDir;
 use vswitch::bridge::{Bridge, BridgeConfig};
+use vswitch::config::PacketInLimits;
 use vswitch::data_path::{DataPath, DataPathConfig};
 use vswitch::fdb::Fdb;
 use vswitch::model::{Clock, PacketInReceiver, packet_in_queue};
@@ -45,7 +46,12 @@ impl TestSwitch {
         let clock = Clock::start();
         let fdb = Arc::new(Fdb::new(1024, 300, 1));
         let (sender, packet_ins) = packet_in_queue();
-        let config = DataPathConfig { cores: cores.to_vec(), spin_us: 20, seed: 1 };
+        let config = DataPathConfig {
+            cores: cores.to_vec(),
+            spin_us: 20,
+            seed: 1,
+            packet_ins_per_second: PacketInLimits::default().port,
+        };
         let data_path = DataPath::start(&config, &registry, clock, &fdb, &sender).expect("workers");
         let bridge = Arc::new(Bridge::new(BridgeConfig::default(), data_path.clone(), fdb, clock));
         let state = StateDir::open(&dir.path().join("state")).expect("the state directory");

@@ -32,6 +32,31 @@ pub struct DaemonConfig {
     pub tls: Option<Tls>,
     /// How long a learned address is kept without a frame from it.
     pub ageing: Duration,
+    /// What guests can make the switch tell controllers.
+    pub packet_ins: PacketInLimits,
+}
+
+/// Packet-ins a second at most, so that a guest can neither flood a controller nor keep it from hearing the others; the rest
+/// is dropped and counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PacketInLimits {
+    /// Sent to each controller.
+    pub controller: u32,
+    /// Caused by packets of one port in one worker.
+    pub port: u32,
+}
+
+impl PacketInLimits {
+    /// The limit of ports that fits the one of controllers: the fifth part.
+    pub fn with_controller(controller: u32) -> PacketInLimits {
+        PacketInLimits { controller, port: (controller / 5).max(1) }
+    }
+}
+
+impl Default for PacketInLimits {
+    fn default() -> PacketInLimits {
+        PacketInLimits::with_controller(50_000)
+    }
 }
 
 /// The address of one end of an OpenFlow connection.

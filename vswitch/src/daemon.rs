@@ -80,7 +80,12 @@ impl Daemon {
         let ageing_s = u32::try_from(config.ageing.as_secs()).unwrap_or(u32::MAX);
         let fdb = Arc::new(Fdb::new(FDB_LIMIT_DEFAULT, ageing_s, seed));
         let (packet_ins, receiver) = packet_in_queue();
-        let workers = DataPathConfig { cores: config.cores.clone(), spin_us: config.spin_us, seed };
+        let workers = DataPathConfig {
+            cores: config.cores.clone(),
+            spin_us: config.spin_us,
+            seed,
+            packet_ins_per_second: config.packet_ins.port,
+        };
         let data_path = DataPath::start(&workers, &registry, clock, &fdb, &packet_ins).map_err(
             HostError::attempting(format!("start the workers (cores {:?}) with io_uring", config.cores)),
         )?;
@@ -128,6 +133,7 @@ impl Daemon {
             controllers: config.controllers.clone(),
             listeners: config.listen.clone(),
             tls: config.tls.clone(),
+            packet_ins_per_second: config.packet_ins.controller,
             ..AgentConfig::default()
         };
         let agent = Agent::start(agent, self.switch.bridge().clone(), packet_ins);

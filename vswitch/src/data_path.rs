@@ -33,6 +33,8 @@ pub struct DataPathConfig {
     pub spin_us: u32,
     /// See [`Fdb::new`].
     pub seed: u64,
+    /// See [`crate::config::PacketInLimits::port`].
+    pub packet_ins_per_second: u32,
 }
 
 /// The device of the host behind a port.
@@ -97,6 +99,7 @@ impl DataPath {
                 snapshot: snapshot.clone(),
                 fdb: fdb.clone(),
                 seed: config.seed,
+                packet_ins_per_second: config.packet_ins_per_second,
                 clock,
                 packet_ins: packet_ins.clone(),
                 cells,

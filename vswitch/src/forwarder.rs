@@ -15,6 +15,7 @@ use std::sync::Arc;
 use packet::{Depth, Edit, FlowKey, Header, MacAddr, Outcome, edit, field, parse_to};
 
 use crate::cache::{Entry, FlowCache, LINES_MAX, Place};
+use crate::config::PacketInLimits;
 use crate::fdb::Fdb;
 use crate::meters::{Metered, remark};
 use crate::model::{
@@ -105,12 +106,12 @@ pub struct Forwarder {
     recent: Recent,
     /// Packet-ins that each port may still cause, by port number; made when a port causes its first.
     packet_ins: RefCell<HashMap<PortNo, Allowance>>,
+    /// See [`PacketInLimits::port`].
+    packet_ins_per_second: u32,
 }
 
-/// Packet-ins a second that packets of one port can cause in one worker, and at once: a fifth of what a controller is sent
-/// in all ([`crate::openflow::AgentConfig::packet_ins_per_second`]) and a quarter of the workers' queue to it
-/// ([`PACKET_IN_QUEUE_MAX`]). So a guest cannot keep the controllers from hearing the others.
-const PACKET_INS_PER_SECOND: u64 = 10_000;
+/// Packet-ins that packets of one port can cause at once, if so many are allowed in a second: a quarter of the workers' queue
+/// to the agent ([`PACKET_IN_QUEUE_MAX`]). So a guest cannot keep the controllers from hearing the others.
 const PACKET_INS_AT_ONCE: u64 = PACKET_IN_QUEUE_MAX as u64 / 4;
 
 /// A token bucket. A token has 1000 parts, so that each millisecond adds a whole number of them.
@@ -122,10 +123,18 @@ struct Allowance {
 impl Allowance {
     const TOKEN: u64 = 1000;
 
-    fn take(&mut self, now_ms: u64) -> bool {
+    fn full(per_second: u32, now_ms: u64) -> Allowance {
+        Allowance { parts: Allowance::most(per_second), filled_ms: now_ms }
+    }
+
+    fn most(per_second: u32) -> u64 {
+        PACKET_INS_AT_ONCE.min(per_second.into()) * Allowance::TOKEN
+    }
+
+    fn take(&mut self, per_second: u32, now_ms: u64) -> bool {
         let passed_ms = now_ms.saturating_sub(self.filled_ms);
-        let filled = self.parts.saturating_add(passed_ms.saturating_mul(PACKET_INS_PER_SECOND));
-        self.parts = filled.min(PACKET_INS_AT_ONCE * Allowance::TOKEN);
+        let filled = self.parts.saturating_add(passed_ms.saturating_mul(per_second.into()));
+        self.parts = filled.min(Allowance::most(per_second));
         self.filled_ms = now_ms;
         let allowed = self.parts >= Allowance::TOKEN;
         if allowed {
@@ -186,9 +195,16 @@ impl Forwarder {
             table_stats,
             recent: Recent::default(),
             packet_ins: RefCell::new(HashMap::new()),
+            packet_ins_per_second: PacketInLimits::default().port,
         };
         forwarder.apply(snapshot);
         forwarder
+    }
+
+    /// So many packet-ins a second may packets of one port cause.
+    #[must_use]
+    pub fn with_packet_ins(self, per_second: u32) -> Forwarder {
+        Forwarder { packet_ins_per_second: per_second, ..self }
     }
 
     /// A forwarder that only shows what would become of packets: it learns no addresses.
@@ -561,8 +577,9 @@ impl Forwarder {
             return true;
         }
         let mut packet_ins = self.packet_ins.borrow_mut();
-        let full = || Allowance { parts: PACKET_INS_AT_ONCE * Allowance::TOKEN, filled_ms: now_ms };
-        packet_ins.entry(in_port).or_insert_with(full).take(now_ms)
+        let per_second = self.packet_ins_per_second;
+        let allowance = packet_ins.entry(in_port).or_insert_with(|| Allowance::full(per_second, now_ms));
+        allowance.take(per_second, now_ms)
     }
 
     #[inline]

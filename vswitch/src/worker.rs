@@ -125,6 +125,7 @@ pub(crate) struct WorkerSetup {
     pub(crate) snapshot: Arc<Snapshot>,
     pub(crate) fdb: Arc<Fdb>,
     pub(crate) seed: u64,
+    pub(crate) packet_ins_per_second: u32,
     pub(crate) clock: Clock,
     pub(crate) packet_ins: PacketInSender,
     pub(crate) cells: WorkerCells,
@@ -156,7 +157,8 @@ impl SwitchWorker {
             tracing::error!("worker {}: cannot watch its doorbell: {error}", setup.index);
         }
         SwitchWorker {
-            forwarder: Forwarder::new(setup.index, setup.snapshot, setup.fdb, setup.seed),
+            forwarder: Forwarder::new(setup.index, setup.snapshot, setup.fdb, setup.seed)
+                .with_packet_ins(setup.packet_ins_per_second),
             clock: setup.clock,
             cells: setup.cells,
             ports: PortTable::new(setup.index),

@@ -31,7 +31,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::bridge::Bridge;
-use crate::config::OpenFlowAddress;
+use crate::config::{OpenFlowAddress, PacketInLimits};
 use crate::model::PacketInReceiver;
 
 pub use text::{flow_json, flow_text, match_parts, rule_text};
@@ -58,7 +58,7 @@ impl Default for AgentConfig {
             controllers: Vec::new(),
             listeners: Vec::new(),
             tls: None,
-            packet_ins_per_second: 50_000,
+            packet_ins_per_second: PacketInLimits::default().controller,
             probe_interval: Duration::from_secs(5),
         }
     }

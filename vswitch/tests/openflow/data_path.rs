@@ -10,7 +10,7 @@ use std::time::Duration;
 use packet::{Header, MacAddr};
 use tempfile::TempDir;
 use vswitch::bridge::{Bridge, BridgeConfig};
-use vswitch::config::OpenFlowAddress;
+use vswitch::config::{OpenFlowAddress, PacketInLimits};
 use vswitch::fdb::Fdb;
 use vswitch::forwarder::{Egress, Forwarder, VerdictId};
 use vswitch::model::{
@@ -184,7 +184,17 @@ impl Switch {
         Switch::with_workers(2, config, agent)
     }
 
-    pub fn with_workers(count: usize, config: BridgeConfig, mut agent: AgentConfig) -> Switch {
+    pub fn with_workers(count: usize, config: BridgeConfig, agent: AgentConfig) -> Switch {
+        Switch::with_packet_ins(PacketInLimits::default().port, count, config, agent)
+    }
+
+    /// One whose ports can cause so many packet-ins a second.
+    pub fn with_packet_ins(
+        per_second: u32,
+        count: usize,
+        config: BridgeConfig,
+        mut agent: AgentConfig,
+    ) -> Switch {
         let (packet_ins, receiver) = packet_in_queue();
         let (clock, fdb) = (Clock::start(), Arc::new(Fdb::new(1024, 300, 3)));
         let counters = Counters::default();
@@ -193,6 +203,7 @@ impl Switch {
         for number in 0..count {
             let (sender, commands) = channel();
             let forwarder = Forwarder::new(number, first.clone(), fdb.clone(), 5);
+            let forwarder = forwarder.with_packet_ins(per_second);
             let (packet_ins, counters) = (packet_ins.clone(), counters.clone());
             workers.push(sender);
             threads.push(std::thread::spawn(move || {

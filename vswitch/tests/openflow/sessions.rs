@@ -143,6 +143,18 @@ fn packet_ins_are_limited_and_the_session_lives_on() {
     client.barrier();
 }
 
+/// An operator's own limit: a second's worth at once.
+#[test]
+fn a_port_causes_no_more_packet_ins_than_it_may() {
+    let switch = Switch::with_packet_ins(3, 1, secure(), AgentConfig::default());
+    let mut client = Client::connect(&switch.socket());
+    client.send(Body::FlowMod(add(0, &[], &[ofp::PortNo::CONTROLLER.0])));
+    client.barrier();
+    let sent = switch.burst(1, &frame(1, 2), 20);
+    assert_eq!(sent.iter().map(|sent| sent.packet_ins).sum::<usize>(), 3);
+    assert_eq!(switch.frame(2, &frame(2, 1)).packet_ins, 1, "another port has its own");
+}
+
 #[test]
 fn a_port_cannot_use_up_what_the_controller_can_take() {
     let switch = Switch::start(secure(), AgentConfig::default());
