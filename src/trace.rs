@@ -49,6 +49,10 @@ fn print(trace: &Value) {
     if let Some(learning) = trace["learning"].as_str() {
         output::line(format_args!("learning: {learning}"));
     }
+    for taken in trace["buckets"].as_array().into_iter().flatten() {
+        let because = output::text(&taken["because"]);
+        output::line(format_args!("group {}, bucket {}: {because}", taken["group"], taken["bucket"]));
+    }
     for sent in trace["outputs"].as_array().into_iter().flatten() {
         let changed = match list(&sent["changed"]) {
             changed if changed.is_empty() => "as it came".to_string(),

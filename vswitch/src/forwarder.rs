@@ -17,6 +17,7 @@ use packet::{Depth, Edit, FlowKey, Header, MacAddr, Outcome, edit, field, parse_
 use crate::cache::{Entry, FlowCache, LINES_MAX, Place};
 use crate::config::PacketInLimits;
 use crate::fdb::Fdb;
+use crate::groups::Group;
 use crate::meters::{Metered, remark};
 use crate::model::{
     DropReason, Op, Origin, PACKET_IN_QUEUE_MAX, PacketIn, PacketInReason, PacketOut, PortNo, Snapshot, Tail,
@@ -80,6 +81,12 @@ pub trait Egress {
     fn frame_bytes(&self, header: &Header) -> usize;
     /// The packet, or one of its copies, goes nowhere.
     fn dropped(&mut self, reason: DropReason);
+    /// The same, on its way to this port.
+    fn dropped_at(&mut self, _port: PortNo, reason: DropReason) {
+        self.dropped(reason);
+    }
+    /// The packet takes a bucket of a group. For those who want to know the way.
+    fn takes_bucket(&mut self, _group: &Group, _bucket: usize) {}
 }
 
 /// A packet on its way through groups.
@@ -454,6 +461,7 @@ impl Forwarder {
                 if !self.observes {
                     live.group.bucket_stats[bucket].cell(self.worker).add(1, bytes, walk.now_ms);
                 }
+                egress.takes_bucket(&live.group, bucket);
                 self.bucket(&live.group.ops[bucket], walk, header, egress);
             }
         }
@@ -588,11 +596,12 @@ impl Forwarder {
         if ports.sends(port) {
             return egress.send(port, header);
         }
-        egress.dropped(match ports.get(port) {
+        let reason = match ports.get(port) {
             Some(config) if config.link_up => DropReason::PortBlocked,
             Some(_) => DropReason::LinkDown,
             None => DropReason::NoSuchPort,
-        });
+        };
+        egress.dropped_at(port, reason);
     }
 
     fn all(&self, in_port: PortNo, header: &Header, egress: &mut impl Egress) {

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use crate::bridge::Bridge;
 use crate::forwarder::{Egress, Forwarder};
+use crate::groups::{Group, GroupKind};
 use crate::model::{DropReason, PacketIn, PacketInReason, PacketOut, PortNo, Snapshot};
 use crate::openflow::{convert, match_parts, rule_text};
 use crate::pipeline::{self, Decision, Visit};
@@ -25,6 +26,17 @@ pub struct TraceStep {
     pub because: String,
     /// What earlier tables had changed of the frame by then, metadata included.
     pub changed: Vec<String>,
+}
+
+/// A bucket of a group on the way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+pub struct TraceBucket {
+    /// The group.
+    pub group: u32,
+    /// Place of the bucket in the group, from 0.
+    pub bucket: usize,
+    /// Why this one.
+    pub because: String,
 }
 
 /// A frame that leaves.
@@ -55,6 +67,8 @@ pub struct Trace {
     pub tables: Vec<TraceStep>,
     /// What NORMAL and FLOOD go by, if the frame gets there.
     pub learning: Option<String>,
+    /// The buckets of groups that it, or copies of it, take, in order.
+    pub buckets: Vec<TraceBucket>,
     /// What leaves.
     pub outputs: Vec<TraceOutput>,
     /// Why it, or copies of it, go nowhere.
@@ -66,17 +80,23 @@ pub fn trace(bridge: &Bridge, in_port: PortNo, frame: &[u8]) -> Trace {
     let snapshot = bridge.snapshot();
     let key = parse(frame, in_port.0);
     let mut decision = Decision::explained();
-    let mut collect =
-        Collect { payload: frame, snapshot: &snapshot, original: key, outputs: vec![], drops: vec![] };
+    let mut collect = Collect {
+        payload: frame,
+        snapshot: &snapshot,
+        original: key,
+        buckets: vec![],
+        outputs: vec![],
+        drops: vec![],
+    };
     if snapshot.ports.ignores(in_port) {
-        collect.drops.push(DropReason::PortBlocked);
+        collect.dropped(DropReason::PortBlocked);
     } else {
         pipeline::decide(&snapshot.tables, &key, &mut decision);
         let packet = PacketOut { frame: frame.into(), in_port, verdict: decision.verdict() };
         let forwarder = Forwarder::observer(snapshot.clone(), bridge.fdb().clone());
         forwarder.packet_out(&packet, &mut Header::of(frame), bridge.clock().now_ms(), &mut collect);
     }
-    let Collect { outputs, drops, .. } = collect;
+    let Collect { buckets, outputs, drops, .. } = collect;
     let visits = decision.visits.take().unwrap_or_default();
     Trace {
         port: name_of(&snapshot, in_port),
@@ -85,8 +105,9 @@ pub fn trace(bridge: &Bridge, in_port: PortNo, frame: &[u8]) -> Trace {
         fields: fields(&key).join(","),
         tables: visits.iter().map(|visit| step(bridge, &snapshot, visit, &key)).collect(),
         learning: decision.uses_learning().then(|| learning(bridge, &snapshot, in_port, &key)),
+        buckets,
         outputs,
-        drops: drops.into_iter().map(|drop| format!("{}: {}", drop.name(), drop.words())).collect(),
+        drops,
     }
 }
 
@@ -167,8 +188,9 @@ struct Collect<'a> {
     payload: &'a [u8],
     snapshot: &'a Snapshot,
     original: FlowKey,
+    buckets: Vec<TraceBucket>,
     outputs: Vec<TraceOutput>,
-    drops: Vec<DropReason>,
+    drops: Vec<String>,
 }
 
 impl Collect<'_> {
@@ -207,7 +229,25 @@ impl Egress for Collect<'_> {
     }
 
     fn dropped(&mut self, reason: DropReason) {
-        self.drops.push(reason);
+        self.drops.push(format!("{}: {}", reason.name(), reason.words()));
+    }
+
+    fn dropped_at(&mut self, port: PortNo, reason: DropReason) {
+        let (name, words, known) = (reason.name(), reason.words(), name_of(self.snapshot, port));
+        self.drops.push(format!("{name}: {words} (port {port}, {known})"));
+    }
+
+    fn takes_bucket(&mut self, group: &Group, bucket: usize) {
+        let count = group.config.buckets.len();
+        let because = match group.config.kind {
+            GroupKind::All => format!("each of its {count} buckets gets a copy"),
+            GroupKind::Select => {
+                format!("one of {count} by weight, always the same for a flow while it is live")
+            }
+            GroupKind::Indirect => "it is the only one".to_string(),
+            GroupKind::FastFailover => format!("the first of {count} that is live"),
+        };
+        self.buckets.push(TraceBucket { group: group.config.id, bucket, because });
     }
 }
 

@@ -1,6 +1,8 @@
 //! What `sluice trace` tells is what the switch does.
 
-use ofp::{Action, Body, FlowMod, Instruction, Masked, OxmField};
+use ofp::{
+    Action, Body, Bucket, FlowMod, GroupMod, GroupModCommand, GroupType, Instruction, Masked, OxmField,
+};
 use telemetry::check::Errors;
 use vswitch::bridge::{BridgeConfig, FailMode};
 use vswitch::model::PortNo;
@@ -74,6 +76,43 @@ fn the_way_through_the_tables_is_told() {
     let told = follow(&switch, 1, &read("arp 10.0.0.1->10.0.0.2").expect("a frame"));
     assert!(told.outputs[0].port.contains("controllers"), "{:?}", told.outputs);
     assert_eq!(told.outputs[0].frame.len(), 40);
+}
+
+/// Which buckets of groups a frame takes, and by which port it would have gone that has no link.
+#[test]
+fn buckets_and_ports_without_link_are_told() {
+    let config = BridgeConfig { fail_mode: FailMode::Secure, ..BridgeConfig::default() };
+    let switch = Switch::start(config, AgentConfig::default());
+    let mut client = Client::connect(&switch.socket());
+    let bucket = |port: u32| Bucket {
+        weight: 0,
+        watch_port: ofp::PortNo(port),
+        watch_group: ofp::group::ANY,
+        actions: vec![Action::Output { port: ofp::PortNo(port), max_len: 0 }],
+    };
+    let group = |group_id, kind, buckets| {
+        Body::GroupMod(GroupMod { command: GroupModCommand::Add, kind, group_id, buckets })
+    };
+    client.send(group(7, GroupType::FastFailover, vec![bucket(2), bucket(3)]));
+    let instructions = vec![Instruction::ApplyActions(vec![
+        Action::Group(7),
+        Action::Output { port: ofp::PortNo(2), max_len: 0 },
+    ])];
+    client.send(Body::FlowMod(FlowMod { instructions, ..add(0, &[], &[]) }));
+    client.barrier();
+    let taken =
+        |told: &Trace| told.buckets.iter().map(|taken| (taken.group, taken.bucket)).collect::<Vec<_>>();
+    let told = follow(&switch, 1, &frame(1, 4));
+    assert_eq!((taken(&told), told.drops.len()), (vec![(7, 0)], 0));
+    switch.bridge.set_link(PortNo(2), false).expect("there is a port 2");
+    let told = follow(&switch, 1, &frame(1, 4));
+    assert_eq!(taken(&told), [(7, 1)]);
+    assert!(told.buckets[0].because.contains("first of 2 that is live"), "{:?}", told.buckets);
+    assert!(
+        told.drops[0].starts_with("link_down: ") && told.drops[0].contains("port 2, p2"),
+        "{:?}",
+        told.drops
+    );
 }
 
 #[test]
