@@ -24,14 +24,18 @@ pub(super) struct Run {
 }
 
 impl Store {
+    /// Hot slots that are kept free.
+    pub(super) fn free_wanted(&self) -> u64 {
+        let slots = u64::from(self.hot.slots());
+        (slots * u64::from(self.tuning.free_permille) / 1000).clamp(1, slots / 4 + 1)
+    }
+
     /// Keeps some hot slots free, so that a write miss finds one at once.
     pub(super) fn make_room(&mut self) {
         if self.read_only.is_some() {
             return;
         }
-        let slots = self.hot.slots();
-        let wanted = (u64::from(slots) * u64::from(self.tuning.free_permille) / 1000)
-            .clamp(1, u64::from(slots / 4 + 1));
+        let wanted = self.free_wanted();
         for _ in 0..ROUND_MAX {
             let coming = self.freed_hot.len() as u64 + u64::from(self.write_backs_running);
             if u64::from(self.hot.free()) + coming >= wanted {

@@ -89,13 +89,14 @@ impl Store {
         (tenant.mapped * UNIT_BYTES, quota)
     }
 
-    /// Pins a volume, all of it: parts pinned otherwise are forgotten. Data that is elsewhere moves when it is next used.
+    /// Pins a volume, all of it: parts pinned otherwise are forgotten. Data that is elsewhere moves in the background.
     pub fn pin_volume(&mut self, id: VolumeId, pin: Pin) -> Result<(), VolumeError> {
         self.changeable()?;
         self.map.volume(id).ok_or(VolumeError::NoVolume(id))?;
         self.unmark_pinned(id);
         self.map.set_pin(id, pin);
         self.mark_pinned();
+        self.carry_out_pins_of(id);
         self.note(Record::SetPin { id, pin });
         Ok(())
     }
@@ -117,6 +118,7 @@ impl Store {
         self.unmark_pinned(id);
         self.map.pin_range(id, range);
         self.mark_pinned();
+        self.carry_out_pins_of(id);
         self.note(Record::PinRange { id, range });
         Ok(())
     }

@@ -32,6 +32,7 @@ mod limits;
 mod load;
 mod lost;
 mod open;
+mod pins;
 mod read;
 mod volumes;
 mod write;
@@ -262,6 +263,7 @@ pub struct Store {
     ready: VecDeque<u32>,
     jobs: Slab<Job>,
     runs: Slab<demote::Run>,
+    walks: VecDeque<pins::Walk>,
     meta: Slab<Vec<u8>>,
     scratch_free: Vec<u32>,
     locks: FastMap<(VolumeId, u64), VecDeque<Part>>,
@@ -417,6 +419,7 @@ impl Store {
         self.reap();
         self.build_adopted();
         self.make_room();
+        self.tick_pins();
         self.tick_commit();
         self.tick_checkpoint();
         self.retry_room_waiters();

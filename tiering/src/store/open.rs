@@ -443,6 +443,7 @@ impl Store {
             store.freed_hot.push((lsn, slot));
         }
         store.mark_pinned();
+        store.carry_out_all_pins();
         store.settle(io)?;
         Ok(store)
     }
@@ -542,6 +543,7 @@ impl Store {
             ready: VecDeque::new(),
             jobs: Slab::new(),
             runs: Slab::new(),
+            walks: VecDeque::new(),
             meta: Slab::new(),
             locks: FastMap::default(),
             slot_waiters: FastMap::default(),

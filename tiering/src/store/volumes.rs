@@ -481,14 +481,16 @@ impl Store {
                 _ if full => {
                     "it is next used and the volume, at its maximum of hot bytes, has given up another"
                 }
-                Pin::Hot => "it is next read or written",
+                Pin::Hot => "soon, in the background, as far as the hot tier has room: it is pinned hot",
                 Pin::Auto => "it is next written, or read outside a long stream, within the migration limit",
             };
             let lost = self.lost.get(&extent).copied().unwrap_or(0);
             return Ok(Explanation::Cold { extent, lost, moves_when });
         };
         let state = self.hot.slot(slot);
+        let sent_out = state.volume() == id && volume.pin_of(offset / UNIT_BYTES) == Pin::Cold;
         let moves_when = match (state.pinned, state.dirty != 0) {
+            (false, _) if sent_out => "soon, in the background: it is pinned cold",
             (true, _) => "never: it is pinned hot",
             _ if self.keeps_minimum(state.volume()) => {
                 "never: its volume has its minimum of hot bytes, not more"
