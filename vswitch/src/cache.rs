@@ -367,9 +367,9 @@ impl FlowCache {
         stats: &TableStats,
     ) {
         self.misses += packets;
-        let Some((set, way)) = self.room(place) else { return };
+        let Some((age, set, way)) = self.room(place) else { return };
         let entry = self.line(set, way);
-        self.displaced += usize::from(self.age(set, way) != 0);
+        self.displaced += usize::from(age != 0);
         self.tags[set] &= !(0xff << (8 * way));
         self.tags[set] |= u64::from(place.tag) << (8 * way);
         self.settle(entry, stats);
@@ -389,18 +389,19 @@ impl FlowCache {
         if (line[0] >> 32) as u32 == self.generation { (line[2] & !LISTED) + 1 } else { 0 }
     }
 
-    /// Which entry a new one takes the place of: one that is none, else the one that was not used for the longest time.
-    fn room(&self, place: &Place) -> Option<(usize, usize)> {
+    /// Which entry a new one takes the place of: one that is none, else the one that was not used for the longest time; how
+    /// recently that was, its set and its way.
+    fn room(&self, place: &Place) -> Option<(u64, usize, usize)> {
         let rated = place.sets.into_iter().flat_map(|set| {
-            let used = (0..WAYS).filter(|way| self.age(set, *way) != 0).count();
+            let ages: [u64; WAYS] = std::array::from_fn(|way| self.age(set, way));
+            let used = ages.iter().filter(|age| **age != 0).count();
             (0..WAYS).map(move |way| {
-                let age = self.age(set, way);
                 // What has the same tag and is no entry would be looked at before the new one each time.
                 let other = (self.tags[set] >> (8 * way)) as u8 != place.tag;
-                ((age, other, used), (set, way))
+                (ages[way], other, used, set, way)
             })
         });
-        rated.min().map(|(_, room)| room)
+        rated.min().map(|(age, _, _, set, way)| (age, set, way))
     }
 
     /// Moves what an entry counted to its flows.
