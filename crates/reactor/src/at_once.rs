@@ -1,6 +1,7 @@
 //! Transfers of disks that are memory: they never wait, so they are carried out by the worker itself, many by one system
 //! call (Linux AIO, whose submission carries such transfers out and returns when they are done).
 
+use std::cell::OnceCell;
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
@@ -65,14 +66,13 @@ const PWRITEV: u16 = 8;
 /// Transfers that wait to be carried out. None is under way outside [`AtOnce::run`].
 pub(crate) struct AtOnce {
     blocks: Vec<ControlBlock>,
-    /// The kernel's number for the context, made with the first transfer; `None`: it gives us none.
-    context: Option<u64>,
-    asked: bool,
+    /// The kernel's number for the context, made with the first transfers; `None`: it gives us none.
+    context: OnceCell<Option<u64>>,
 }
 
 impl AtOnce {
     pub(crate) fn new() -> AtOnce {
-        AtOnce { blocks: Vec::with_capacity(BATCH_MAX), context: None, asked: false }
+        AtOnce { blocks: Vec::with_capacity(BATCH_MAX), context: OnceCell::new() }
     }
 
     /// Transfers that wait.
@@ -134,7 +134,7 @@ impl AtOnce {
 
     /// By two system calls; returns how many the kernel took: the first ones, up to one that it refuses.
     fn run_together(&mut self, done: &mut VecDeque<Completion>) -> usize {
-        let Some(context) = self.context() else { return 0 };
+        let Some(context) = *self.context.get_or_init(new_context) else { return 0 };
         let mut pointers = [std::ptr::null_mut::<ControlBlock>(); BATCH_MAX];
         for (pointer, block) in pointers.iter_mut().zip(&mut self.blocks) {
             *pointer = block;
@@ -165,31 +165,28 @@ impl AtOnce {
         }
         taken
     }
-
-    fn context(&mut self) -> Option<u64> {
-        if !self.asked {
-            self.asked = true;
-            let mut context = 0u64;
-            // SAFETY: the kernel writes one number, which has to be 0 before.
-            let made = unsafe { libc::syscall(libc::SYS_io_setup, BATCH_MAX, &raw mut context) };
-            if made == 0 {
-                self.context = Some(context);
-            } else {
-                let error = io::Error::last_os_error();
-                tracing::info!(%error, "no Linux AIO: each small transfer of a disk in memory is a system call");
-            }
-        }
-        self.context
-    }
 }
 
 impl Drop for AtOnce {
     fn drop(&mut self) {
-        if let Some(context) = self.context {
+        if let Some(&Some(context)) = self.context.get() {
             // SAFETY: the context is ours, with nothing under way.
             unsafe { libc::syscall(libc::SYS_io_destroy, context) };
         }
     }
+}
+
+/// Makes a context for a batch.
+fn new_context() -> Option<u64> {
+    let mut context = 0u64;
+    // SAFETY: the kernel writes one number, which has to be 0 before.
+    let made = unsafe { libc::syscall(libc::SYS_io_setup, BATCH_MAX, &raw mut context) };
+    if made != 0 {
+        let error = io::Error::last_os_error();
+        tracing::info!(%error, "no Linux AIO: each small transfer of a disk in memory is a system call");
+        return None;
+    }
+    Some(context)
 }
 
 /// By a plain system call: bytes or a negative errno.
