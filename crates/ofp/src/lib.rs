@@ -13,6 +13,7 @@
 mod wire;
 
 mod action;
+mod addition;
 mod bundle;
 mod error;
 mod flow;
@@ -32,6 +33,7 @@ mod table;
 mod types;
 
 pub use action::{Action, ActionId};
+pub use addition::Addition;
 pub use bundle::{
     BundleAdd, BundleControl, BundleControlType, BundleFlags, BundleProperty, ONF_EXPERIMENTER,
 };

@@ -6,8 +6,9 @@ use crate::error::{DecodeError, ErrorCode};
 use crate::oxm::{Field, OxmField, VID_PRESENT};
 use crate::wire::{Reader, Wire, Writer, padding8};
 
-const TYPE_OXM: u16 = 1;
-const HEADER: usize = 4;
+pub(crate) const TYPE_OXM: u16 = 1;
+/// Bytes of type and length.
+pub(crate) const HEADER: usize = 4;
 
 /// The packets a flow entry is for: those that fit every field. No field means every packet.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Debug)]
@@ -52,18 +53,19 @@ impl Match {
     /// # Errors
     /// The first rule that is broken, with the code to answer.
     pub fn validate(&self) -> Result<(), MatchError> {
-        for (index, oxm) in self.fields.iter().enumerate() {
+        let mut given = Given::default();
+        for oxm in &self.fields {
             let refuse = |code, problem| Err(MatchError { code, field: oxm.name(), problem });
-            let before = &self.fields[..index];
             let Some(field) = oxm.field() else {
                 return refuse(ErrorCode::MATCH_BAD_FIELD, "is not supported");
             };
-            if before.iter().any(|f| f.field() == Some(field)) {
+            if given.has(field) {
                 return refuse(ErrorCode::MATCH_DUP_FIELD, "is given twice");
             }
-            if let Some(missing) = missing_prerequisite(field, before) {
+            if let Some(missing) = given.missing_prerequisite(field) {
                 return refuse(ErrorCode::MATCH_BAD_PREREQ, missing);
             }
+            given.note(oxm);
         }
         Ok(())
     }
@@ -71,7 +73,9 @@ impl Match {
     /// Checks that a set-field action on `field` makes sense for packets of this match (prerequisites as in
     /// 7.2.5: `OFPBAC_MATCH_INCONSISTENT` otherwise).
     pub fn allows_set(&self, field: Field) -> bool {
-        missing_prerequisite(field, &self.fields).is_none()
+        let mut given = Given::default();
+        self.fields.iter().for_each(|oxm| given.note(oxm));
+        given.missing_prerequisite(field).is_none()
     }
 
     /// The same match in a form that is equal for equal matches: all-zero masks dropped with their field, all-one
@@ -92,66 +96,92 @@ fn normalized_field(oxm: &OxmField) -> Option<OxmField> {
     }
 }
 
-const ETH_IPV4: u128 = 0x0800;
-const ETH_ARP: u128 = 0x0806;
-const ETH_IPV6: u128 = 0x86dd;
-const ETH_MPLS: [u128; 2] = [0x8847, 0x8848];
+const ETH_IPV4: u16 = 0x0800;
+const ETH_ARP: u16 = 0x0806;
+const ETH_IPV6: u16 = 0x86dd;
+const ETH_MPLS: [u16; 2] = [0x8847, 0x8848];
 
-/// What `field` needs and `given` does not have, in words.
-fn missing_prerequisite(field: Field, given: &[OxmField]) -> Option<&'static str> {
-    let is = |wanted: Field, values: &[u128]| {
-        given.iter().any(|f| {
-            f.field() == Some(wanted)
-                && f.numbers().is_some_and(|(value, mask)| {
-                    mask.is_none_or(|m| m == wanted.full_mask()) && values.contains(&value)
-                })
-        })
-    };
-    let (met, what) = match field {
-        Field::InPhyPort => {
-            (given.iter().any(|f| f.field() == Some(Field::InPort)), "needs in_port before it")
-        }
-        Field::VlanPcp => (vlan_present(given), "needs vlan_vid with the present bit (0x1000) before it"),
-        Field::IpDscp | Field::IpEcn | Field::IpProto => {
-            (is(Field::EthType, &[ETH_IPV4, ETH_IPV6]), "needs eth_type 0x0800 or 0x86dd before it")
-        }
-        Field::Ipv4Src | Field::Ipv4Dst => {
-            (is(Field::EthType, &[ETH_IPV4]), "needs eth_type 0x0800 before it")
-        }
-        Field::TcpSrc | Field::TcpDst => (is(Field::IpProto, &[6]), "needs ip_proto 6 before it"),
-        Field::UdpSrc | Field::UdpDst => (is(Field::IpProto, &[17]), "needs ip_proto 17 before it"),
-        Field::SctpSrc | Field::SctpDst => (is(Field::IpProto, &[132]), "needs ip_proto 132 before it"),
-        Field::Icmpv4Type | Field::Icmpv4Code => (is(Field::IpProto, &[1]), "needs ip_proto 1 before it"),
-        Field::ArpOp | Field::ArpSpa | Field::ArpTpa | Field::ArpSha | Field::ArpTha => {
-            (is(Field::EthType, &[ETH_ARP]), "needs eth_type 0x0806 before it")
-        }
-        Field::Ipv6Src | Field::Ipv6Dst | Field::Ipv6Flabel | Field::Ipv6Exthdr => {
-            (is(Field::EthType, &[ETH_IPV6]), "needs eth_type 0x86dd before it")
-        }
-        Field::Icmpv6Type | Field::Icmpv6Code => (is(Field::IpProto, &[58]), "needs ip_proto 58 before it"),
-        Field::Ipv6NdTarget => (is(Field::Icmpv6Type, &[135, 136]), "needs icmpv6_type 135 or 136 before it"),
-        Field::Ipv6NdSll => (is(Field::Icmpv6Type, &[135]), "needs icmpv6_type 135 before it"),
-        Field::Ipv6NdTll => (is(Field::Icmpv6Type, &[136]), "needs icmpv6_type 136 before it"),
-        Field::MplsLabel | Field::MplsTc | Field::MplsBos => {
-            (is(Field::EthType, &ETH_MPLS), "needs eth_type 0x8847 or 0x8848 before it")
-        }
-        Field::InPort
-        | Field::Metadata
-        | Field::EthDst
-        | Field::EthSrc
-        | Field::EthType
-        | Field::VlanVid
-        | Field::TunnelId => (true, ""),
-    };
-    (!met).then_some(what)
+/// What fields of a match say about those that may follow them.
+#[derive(Default)]
+pub(crate) struct Given {
+    /// One bit for each kind of field.
+    kinds: u64,
+    eth_type: Option<u16>,
+    ip_proto: Option<u8>,
+    icmpv6_type: Option<u8>,
+    vlan: bool,
 }
 
-/// Whether `given` says that there is a VLAN tag.
-fn vlan_present(given: &[OxmField]) -> bool {
-    given.iter().any(|f| match f {
-        OxmField::VlanVid(vid) => vid.value & vid.mask.unwrap_or(VID_PRESENT) & VID_PRESENT != 0,
-        _ => false,
-    })
+impl Given {
+    fn note(&mut self, oxm: &OxmField) {
+        if let (Some(field), Some((value, mask))) = (oxm.field(), oxm.numbers()) {
+            self.add(field, value, mask);
+        }
+    }
+
+    /// Takes note of a field.
+    #[inline]
+    pub(crate) fn add(&mut self, field: Field, value: u128, mask: Option<u128>) {
+        self.kinds |= 1 << field as u8;
+        match field {
+            Field::EthType => self.eth_type = Some(value as u16),
+            Field::IpProto => self.ip_proto = Some(value as u8),
+            Field::Icmpv6Type => self.icmpv6_type = Some(value as u8),
+            // Whether this says that there is a tag.
+            Field::VlanVid => {
+                let present = u128::from(VID_PRESENT);
+                self.vlan = value & mask.unwrap_or(present) & present != 0;
+            }
+            _ => {}
+        }
+    }
+
+    /// Whether there was one of this kind.
+    #[inline]
+    pub(crate) fn has(&self, field: Field) -> bool {
+        self.kinds & 1 << field as u8 != 0
+    }
+
+    /// What `field` needs and is not given, in words.
+    #[inline]
+    pub(crate) fn missing_prerequisite(&self, field: Field) -> Option<&'static str> {
+        let eth = |wanted: &[u16]| self.eth_type.is_some_and(|found| wanted.contains(&found));
+        let ip = |wanted: u8| self.ip_proto == Some(wanted);
+        let icmpv6 = |wanted: &[u8]| self.icmpv6_type.is_some_and(|found| wanted.contains(&found));
+        let (met, what) = match field {
+            Field::InPhyPort => (self.has(Field::InPort), "needs in_port before it"),
+            Field::VlanPcp => (self.vlan, "needs vlan_vid with the present bit (0x1000) before it"),
+            Field::IpDscp | Field::IpEcn | Field::IpProto => {
+                (eth(&[ETH_IPV4, ETH_IPV6]), "needs eth_type 0x0800 or 0x86dd before it")
+            }
+            Field::Ipv4Src | Field::Ipv4Dst => (eth(&[ETH_IPV4]), "needs eth_type 0x0800 before it"),
+            Field::TcpSrc | Field::TcpDst => (ip(6), "needs ip_proto 6 before it"),
+            Field::UdpSrc | Field::UdpDst => (ip(17), "needs ip_proto 17 before it"),
+            Field::SctpSrc | Field::SctpDst => (ip(132), "needs ip_proto 132 before it"),
+            Field::Icmpv4Type | Field::Icmpv4Code => (ip(1), "needs ip_proto 1 before it"),
+            Field::ArpOp | Field::ArpSpa | Field::ArpTpa | Field::ArpSha | Field::ArpTha => {
+                (eth(&[ETH_ARP]), "needs eth_type 0x0806 before it")
+            }
+            Field::Ipv6Src | Field::Ipv6Dst | Field::Ipv6Flabel | Field::Ipv6Exthdr => {
+                (eth(&[ETH_IPV6]), "needs eth_type 0x86dd before it")
+            }
+            Field::Icmpv6Type | Field::Icmpv6Code => (ip(58), "needs ip_proto 58 before it"),
+            Field::Ipv6NdTarget => (icmpv6(&[135, 136]), "needs icmpv6_type 135 or 136 before it"),
+            Field::Ipv6NdSll => (icmpv6(&[135]), "needs icmpv6_type 135 before it"),
+            Field::Ipv6NdTll => (icmpv6(&[136]), "needs icmpv6_type 136 before it"),
+            Field::MplsLabel | Field::MplsTc | Field::MplsBos => {
+                (eth(&ETH_MPLS), "needs eth_type 0x8847 or 0x8848 before it")
+            }
+            Field::InPort
+            | Field::Metadata
+            | Field::EthDst
+            | Field::EthSrc
+            | Field::EthType
+            | Field::VlanVid
+            | Field::TunnelId => (true, ""),
+        };
+        (!met).then_some(what)
+    }
 }
 
 impl Wire for Match {

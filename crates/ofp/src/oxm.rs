@@ -188,12 +188,17 @@ macro_rules! fields {
                 if wide(value) || mask.is_some_and(|m| wide(m) || value & !m != 0 || !self.maskable()) {
                     return None;
                 }
-                Some(match self {
+                Some(self.with_checked(value, mask))
+            }
+
+            /// This field with a value and a mask that it can have.
+            fn with_checked(self, value: u128, mask: Option<u128>) -> OxmField {
+                match self {
                     $(Field::$variant => OxmField::$variant(<$payload as OxmPayload>::from_parts(
                         OxmValue::from_number(value),
                         mask.map(OxmValue::from_number),
                     )),)*
-                })
+                }
             }
         }
 
@@ -359,9 +364,50 @@ impl OxmField {
     }
 }
 
-/// Reads a big-endian number of at most 16 bytes.
+/// A big-endian number of as many bytes as a field can have.
+#[inline]
 fn number(bytes: &[u8]) -> u128 {
-    bytes.iter().fold(0, |number, &byte| number << 8 | u128::from(byte))
+    let mut all = [0; 16];
+    // Each length by itself is a load; any length is a loop.
+    match bytes.len() {
+        1 => return bytes[0].into(),
+        2 => all[14..].copy_from_slice(&bytes[..2]),
+        4 => all[12..].copy_from_slice(&bytes[..4]),
+        6 => all[10..].copy_from_slice(&bytes[..6]),
+        8 => all[8..].copy_from_slice(&bytes[..8]),
+        _ => return bytes.iter().fold(0, |number, &byte| number << 8 | u128::from(byte)),
+    }
+    u128::from_be_bytes(all)
+}
+
+impl Field {
+    /// The value and the mask that a payload on the wire says, or the code to answer with.
+    #[inline]
+    pub(crate) fn read(self, payload: &[u8], has_mask: bool) -> Result<(u128, Option<u128>), ErrorCode> {
+        if has_mask && !self.maskable() {
+            return Err(ErrorCode::MATCH_BAD_MASK);
+        }
+        let bytes = self.bytes();
+        if payload.len() != bytes << u32::from(has_mask) {
+            return Err(ErrorCode::MATCH_BAD_LEN);
+        }
+        let value = number(&payload[..bytes]);
+        // A mask may have bits beyond a 13-, 20- or 9-bit value; they say nothing.
+        let mask = has_mask.then(|| number(&payload[bytes..]) & self.full_mask());
+        if mask.is_some_and(|mask| value & !mask != 0) {
+            return Err(ErrorCode::MATCH_BAD_WILDCARDS);
+        }
+        if value & !self.full_mask() != 0 {
+            return Err(ErrorCode::MATCH_BAD_VALUE);
+        }
+        Ok((value, mask))
+    }
+
+    /// The field that the first bytes of a header on the wire name, if this codec knows it.
+    #[inline]
+    pub(crate) fn of(class: u16, number: u8) -> Option<Field> {
+        if class == CLASS_BASIC { Field::from_number(number) } else { None }
+    }
 }
 
 impl Wire for OxmField {
@@ -393,25 +439,13 @@ impl Wire for OxmField {
         let (class, second, len) = (r.u16()?, r.u8()?, r.u8()?);
         let (number_of_field, has_mask) = (second >> 1, second & 1 != 0);
         let payload = r.take(len.into())?;
-        let known = if class == CLASS_BASIC { Field::from_number(number_of_field) } else { None };
-        let Some(field) = known else {
+        let Some(field) = Field::of(class, number_of_field) else {
             let payload = payload.to_vec();
             return Ok(OxmField::Raw(RawOxm { class, field: number_of_field, has_mask, payload }));
         };
-        if has_mask && !field.maskable() {
-            return Err(DecodeError::new(ErrorCode::MATCH_BAD_MASK, field.name()));
-        }
-        let bytes = field.bytes();
-        if payload.len() != bytes * if has_mask { 2 } else { 1 } {
-            return Err(DecodeError::new(ErrorCode::MATCH_BAD_LEN, field.name()));
-        }
-        let value = number(&payload[..bytes]);
-        // A mask may have bits beyond a 13-, 20- or 9-bit value; they say nothing.
-        let mask = has_mask.then(|| number(&payload[bytes..]) & field.full_mask());
-        if mask.is_some_and(|mask| value & !mask != 0) {
-            return Err(DecodeError::new(ErrorCode::MATCH_BAD_WILDCARDS, field.name()));
-        }
-        field.with(value, mask).ok_or(DecodeError::new(ErrorCode::MATCH_BAD_VALUE, field.name()))
+        let numbers = field.read(payload, has_mask);
+        let (value, mask) = numbers.map_err(|code| DecodeError::new(code, field.name()))?;
+        Ok(field.with_checked(value, mask))
     }
 }
 
@@ -439,7 +473,7 @@ impl OxmId {
 
     /// The field, if this codec knows it.
     pub fn known(&self) -> Option<Field> {
-        if self.class == CLASS_BASIC { Field::from_number(self.field) } else { None }
+        Field::of(self.class, self.field)
     }
 }
 

@@ -23,7 +23,88 @@ fn with_length(bytes: &mut [u8]) {
     bytes[2..4].copy_from_slice(&len.to_be_bytes());
 }
 
+/// A flow-mod that a switch takes as an addition: as [`decode`] and [`Match::validate`] see it.
+fn addition(bytes: &[u8]) -> Option<FlowMod> {
+    let Ok(Message { body: Body::FlowMod(flow_mod), .. }) = decode(bytes) else { return None };
+    let plain = flow_mod.command == FlowModCommand::Add && flow_mod.buffer_id == NO_BUFFER;
+    (plain && flow_mod.matching.validate().is_ok()).then_some(flow_mod)
+}
+
+/// The same as [`Addition`] sees it: everything but the instructions, and those on the wire.
+fn peeked(bytes: &[u8]) -> Option<(FlowMod, &[u8])> {
+    let peek = Addition::peek(bytes)?;
+    let mut flow_mod = FlowMod::new(FlowModCommand::Add);
+    let fields = &mut flow_mod.matching.fields;
+    let valid = peek.fields(|field, value, mask| {
+        fields.push(field.with(value, mask).expect("what was read can be written"));
+    });
+    flow_mod.cookie = peek.cookie;
+    flow_mod.table_id = peek.table_id;
+    flow_mod.idle_timeout = peek.idle_timeout;
+    flow_mod.hard_timeout = peek.hard_timeout;
+    flow_mod.priority = peek.priority;
+    flow_mod.flags = peek.flags;
+    valid.then_some((flow_mod, peek.instructions))
+}
+
+/// Both see the same, or both nothing.
+fn peeked_as_decoded(bytes: &[u8]) {
+    let Some((peeked, instructions)) = peeked(bytes) else {
+        assert_eq!(addition(bytes), None);
+        return;
+    };
+    // Instructions are nobody's business but the decoder's.
+    let mut without = bytes[..bytes.len() - instructions.len()].to_vec();
+    with_length(&mut without);
+    let decoded = addition(&without).expect("nothing is wrong before the instructions");
+    let FlowMod { cookie_mask, out_port, out_group, .. } = decoded;
+    assert_eq!(FlowMod { cookie_mask, out_port, out_group, ..peeked }, decoded);
+}
+
+/// Matches of which many are valid.
+fn likely_match() -> impl Strategy<Value = Match> {
+    let before = vec![
+        vec![],
+        vec![OxmField::VlanVid(Masked::exact(VID_PRESENT | 7))],
+        vec![OxmField::EthType(0x0806)],
+        vec![OxmField::EthType(0x0800), OxmField::IpProto(6)],
+        vec![OxmField::EthType(0x86dd), OxmField::IpProto(17)],
+        vec![OxmField::EthType(0x86dd), OxmField::IpProto(58), OxmField::Icmpv6Type(135)],
+    ];
+    let more = prop::collection::vec(common::field(), 0..3);
+    (prop::sample::select(before), more)
+        .prop_map(|(before, more)| Match { fields: before.into_iter().chain(more).collect() })
+}
+
 proptest! {
+    #[test]
+    fn additions_are_what_decoding_makes_of_them(
+        matching in likely_match(),
+        flags in 0u16..40,
+        damage in prop::collection::vec((8usize..120, any::<u8>()), 0..3),
+    ) {
+        let mut flow_mod = FlowMod::new(FlowModCommand::Add);
+        flow_mod.matching = matching;
+        flow_mod.instructions = vec![Instruction::GotoTable(3)];
+        flow_mod.flags = FlowModFlags(flags);
+        let mut bytes = Message { xid: 1, body: Body::FlowMod(flow_mod) }.encode().unwrap();
+        peeked_as_decoded(&bytes);
+        for (at, byte) in damage {
+            let at = at.min(bytes.len() - 1);
+            bytes[at] = byte;
+            peeked_as_decoded(&bytes);
+        }
+    }
+
+    #[test]
+    fn other_messages_are_no_additions(message in common::message()) {
+        let bytes = message.encode().unwrap();
+        peeked_as_decoded(&bytes);
+        for len in 0..bytes.len() {
+            prop_assert!(Addition::peek(&bytes[..len]).is_none());
+        }
+    }
+
     #[test]
     fn what_is_encoded_decodes(message in common::message()) {
         let bytes = message.encode().unwrap();

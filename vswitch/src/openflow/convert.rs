@@ -1,6 +1,6 @@
 //! Between the codec's words and the pipeline's: matches and flows.
 
-use ofp::{ErrorCode, Field, FlowModFlags, Match, PortMod};
+use ofp::{Addition, ErrorCode, Field, FlowModFlags, Match, PortMod};
 use packet::{FlowKey, MacAddr, field};
 
 pub use super::actions::instructions;
@@ -10,7 +10,7 @@ use crate::flow::{Flow, FlowFlags};
 use crate::flow_tables::{FlowModError, Selection};
 
 /// Where a match field is in the key: its only place, or the places of the halves of an IPv6 address.
-fn places(oxm: Field) -> (Option<packet::Field>, packet::Field) {
+const fn places(oxm: Field) -> (Option<packet::Field>, packet::Field) {
     let low = match oxm {
         Field::InPort => field::IN_PORT,
         Field::InPhyPort => field::IN_PHY_PORT,
@@ -53,6 +53,41 @@ fn full_mask(oxm: Field) -> u128 {
     u128::MAX >> (128 - oxm.bits())
 }
 
+/// [`places`] of every field.
+static PLACES: [(Option<packet::Field>, packet::Field); Field::ALL.len()] = {
+    let mut all = [(None, field::IN_PORT); Field::ALL.len()];
+    let mut at = 0;
+    while at < all.len() {
+        all[Field::ALL[at] as usize] = places(Field::ALL[at]);
+        at += 1;
+    }
+    all
+};
+
+/// Writes a field of a match into the key and mask that it becomes. `false`: its value cannot be.
+fn set(key: &mut FlowKey, mask: &mut FlowKey, oxm: Field, value: u128, bits: Option<u128>) -> bool {
+    let bits = bits.unwrap_or_else(|| full_mask(oxm));
+    let (high, low) = &PLACES[oxm as usize];
+    if let Some(high) = high {
+        key.set(*high, (value >> 64) as u64);
+        mask.set(*high, (bits >> 64) as u64);
+    } else if value > u128::from(low.max()) {
+        // Only the physical port, which has fewer bits here than on the wire.
+        return false;
+    }
+    key.set(*low, value as u64);
+    mask.set(*low, bits as u64);
+    true
+}
+
+/// Key and mask of an addition's match; `None` if [`key_and_mask`] has to tell what is wrong with it.
+pub fn addition(addition: &Addition<'_>) -> Option<(FlowKey, FlowKey)> {
+    let (mut key, mut mask) = (FlowKey::ZERO, FlowKey::ZERO);
+    let mut possible = true;
+    let valid = addition.fields(|oxm, value, bits| possible &= set(&mut key, &mut mask, oxm, value, bits));
+    (valid && possible).then_some((key, mask))
+}
+
 /// Key and mask of a match.
 ///
 /// # Errors
@@ -64,18 +99,9 @@ pub fn key_and_mask(matching: &Match) -> Result<(FlowKey, FlowKey), ErrorCode> {
         let (Some(kind), Some((value, bits))) = (oxm.field(), oxm.numbers()) else {
             return Err(ErrorCode::MATCH_BAD_FIELD);
         };
-        let bits = bits.unwrap_or_else(|| full_mask(kind));
-        let (high, low) = places(kind);
-        if high.is_none() && value > u128::from(low.max()) {
-            // Only the physical port, which has fewer bits here than on the wire.
+        if !set(&mut key, &mut mask, kind, value, bits) {
             return Err(ErrorCode::MATCH_BAD_VALUE);
         }
-        if let Some(high) = high {
-            key.set(high, (value >> 64) as u64);
-            mask.set(high, (bits >> 64) as u64);
-        }
-        key.set(low, value as u64);
-        mask.set(low, bits as u64);
     }
     Ok((key, mask))
 }
@@ -84,7 +110,7 @@ pub fn key_and_mask(matching: &Match) -> Result<(FlowKey, FlowKey), ErrorCode> {
 pub fn matching(key: &FlowKey, mask: &FlowKey) -> Match {
     let mut matching = Match::any();
     for oxm in Field::ALL.iter().copied() {
-        let (high, low) = places(oxm);
+        let (high, low) = PLACES[oxm as usize];
         let both =
             |key: &FlowKey| u128::from(high.map_or(0, |high| key.get(high))) << 64 | u128::from(key.get(low));
         let full = full_mask(oxm);
@@ -255,6 +281,11 @@ mod tests {
             let back = matching(&key, &mask);
             prop_assert_eq!(back.validate(), Ok(()));
             prop_assert_eq!(back.normalized(), matching_given.normalized());
+            let mut flow_mod = ofp::FlowMod::new(ofp::FlowModCommand::Add);
+            flow_mod.matching = matching_given;
+            let bytes = ofp::Message { xid: 1, body: ofp::Body::FlowMod(flow_mod) }.encode().expect("valid");
+            let without_decoding = Addition::peek(&bytes).and_then(|add| addition(&add));
+            prop_assert_eq!(without_decoding, Some((key, mask)));
         }
     }
 }

@@ -1,13 +1,16 @@
 //! Flow-mods.
 
+use std::collections::HashMap;
+use std::hash::BuildHasherDefault;
 use std::sync::Arc;
 
-use ofp::{ErrorCode, FlowMod, FlowModCommand, FlowModFlags};
+use ofp::{Addition, ErrorCode, FlowMod, FlowModCommand, FlowModFlags};
 
 use super::{Head, convert};
 use crate::bridge::Bridge;
 use crate::flow::{Action, Instructions};
 use crate::flow_tables::{FlowChange, NewFlow, Removed, Selection};
+use crate::hash::MaskHasher;
 
 /// The change that a flow-mod asks for; `last` has the instructions of the one before it.
 ///
@@ -31,6 +34,7 @@ pub struct Waiting {
     changes: Vec<FlowChange>,
     messages: Vec<Head>,
     last: LastInstructions,
+    known: KnownInstructions,
 }
 
 impl Waiting {
@@ -39,14 +43,30 @@ impl Waiting {
         self.changes.is_empty()
     }
 
-    /// Takes a flow-mod, which came as `message`. `true`: these are enough for now.
+    /// Whether these are enough for now.
+    pub fn are_enough(&self) -> bool {
+        self.changes.len() >= TOGETHER
+    }
+
+    /// Takes a flow-mod that adds an entry, which came as `message`, if entries before it did the same to other packets:
+    /// so it is with nearly all of a long stream. `false`: decode it, then [`Waiting::push`] tells.
+    pub fn push_known(&mut self, add: &Addition<'_>, message: &[u8]) -> bool {
+        let Some(change) = self.known.change(add) else { return false };
+        self.changes.push(change);
+        self.messages.push(Head::new(message));
+        true
+    }
+
+    /// Takes a flow-mod, which came as `message`.
     ///
     /// # Errors
     /// The code to answer with; the others wait as before.
-    pub fn push(&mut self, flow_mod: &FlowMod, message: &[u8]) -> Result<bool, ErrorCode> {
-        self.changes.push(change(flow_mod, &mut self.last)?);
+    pub fn push(&mut self, flow_mod: &FlowMod, message: &[u8]) -> Result<(), ErrorCode> {
+        let change = change(flow_mod, &mut self.last)?;
+        self.known.learn(message, &change);
+        self.changes.push(change);
         self.messages.push(Head::new(message));
-        Ok(self.changes.len() >= TOGETHER)
+        Ok(())
     }
 
     /// Carries all of them out, one by one. `done` gets each one's message and the flows that it removed, or the code to
@@ -65,6 +85,51 @@ impl Waiting {
     }
 }
 
+/// Different instructions of a controller that are known at once.
+const KNOWN_MAX: usize = 256;
+
+/// What a controller had entries do, by what it was on the wire.
+#[derive(Default)]
+pub struct KnownInstructions(HashMap<Vec<u8>, Arc<Instructions>, BuildHasherDefault<MaskHasher>>);
+
+impl KnownInstructions {
+    /// The change that an addition asks for; `None` if its instructions are not known, or something is wrong with it.
+    pub fn change(&self, add: &Addition<'_>) -> Option<FlowChange> {
+        let instructions = self.0.get(add.instructions)?.clone();
+        let (key, mask) = convert::addition(add)?;
+        Some(FlowChange::Add(NewFlow {
+            table: add.table_id,
+            priority: add.priority,
+            key,
+            mask,
+            cookie: add.cookie,
+            idle_timeout_s: add.idle_timeout,
+            hard_timeout_s: add.hard_timeout,
+            flags: convert::flags(add.flags),
+            instructions,
+        }))
+    }
+
+    /// `change` is what `message` asks for.
+    pub fn learn(&mut self, message: &[u8], change: &FlowChange) {
+        let (Some(add), FlowChange::Add(NewFlow { instructions, .. })) = (Addition::peek(message), change)
+        else {
+            return;
+        };
+        if same_for_all(instructions) {
+            if self.0.len() >= KNOWN_MAX {
+                self.0.clear();
+            }
+            self.0.insert(add.instructions.to_vec(), instructions.clone());
+        }
+    }
+}
+
+/// Edits make sense for some matches only, so they are looked at each time.
+fn same_for_all(instructions: &Instructions) -> bool {
+    !instructions.actions().any(|action| matches!(action, Action::Edit(_)))
+}
+
 /// The instructions of the last flow-mod of a controller: most say the same again.
 #[derive(Default)]
 pub struct LastInstructions(Option<Arc<Instructions>>);
@@ -74,9 +139,7 @@ fn instructions(flow_mod: &FlowMod, last: &mut LastInstructions) -> Result<Arc<I
         return Ok(same.clone());
     }
     let new = convert::instructions(&flow_mod.instructions, &flow_mod.matching)?;
-    // Edits make sense for some matches only, so they are looked at each time.
-    let same_for_all = !new.actions().any(|action| matches!(action, Action::Edit(_)));
-    last.0 = same_for_all.then(|| new.clone());
+    last.0 = same_for_all(&new).then(|| new.clone());
     Ok(new)
 }
 
@@ -120,4 +183,62 @@ fn selection(flow_mod: &FlowMod) -> Result<Selection, ErrorCode> {
     let selection = convert::selection(flow_mod.table_id, &flow_mod.matching, cookie, out_port, out_group)?;
     let strict = matches!(flow_mod.command, FlowModCommand::ModifyStrict | FlowModCommand::DeleteStrict);
     Ok(Selection { strict_priority: strict.then_some(flow_mod.priority), ..selection })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ofp::{Body, Instruction, Message, OxmField};
+
+    fn add(eth_type: u16, priority: u16, action: ofp::Action) -> Vec<u8> {
+        let mut flow_mod = FlowMod::new(FlowModCommand::Add);
+        (flow_mod.priority, flow_mod.cookie, flow_mod.table_id) = (priority, 0x1234, 5);
+        (flow_mod.idle_timeout, flow_mod.hard_timeout) = (6, 7);
+        flow_mod.flags = FlowModFlags::SEND_FLOW_REM;
+        flow_mod.matching.fields = vec![OxmField::EthType(eth_type)];
+        flow_mod.instructions = vec![Instruction::ApplyActions(vec![action])];
+        (Message { xid: 1, body: Body::FlowMod(flow_mod) }).encode().expect("valid")
+    }
+
+    fn decoded(message: &[u8]) -> Result<FlowChange, ErrorCode> {
+        match ofp::decode(message).expect("valid").body {
+            Body::FlowMod(flow_mod) => change(&flow_mod, &mut LastInstructions::default()),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn known_instructions_make_the_change_that_decoding_makes() {
+        let to = |port| ofp::Action::Output { port: ofp::PortNo(port), max_len: 0 };
+        let mut known = KnownInstructions::default();
+        for priority in 0..3 {
+            for port in [2, 3] {
+                let message = add(0x0800, priority, to(port));
+                let change = decoded(&message).expect("valid");
+                let peeked = Addition::peek(&message).and_then(|add| known.change(&add));
+                if priority == 0 {
+                    assert!(peeked.is_none(), "nobody said that before");
+                    known.learn(&message, &change);
+                } else {
+                    assert_eq!(format!("{:?}", peeked.expect("known")), format!("{change:?}"));
+                }
+            }
+        }
+        for port in 0..2 * KNOWN_MAX as u32 {
+            let message = add(0x0800, 1, to(port + 1));
+            known.learn(&message, &decoded(&message).expect("valid"));
+        }
+        assert!(known.0.len() <= KNOWN_MAX, "{}", known.0.len());
+    }
+
+    #[test]
+    fn edits_are_looked_at_with_each_match() {
+        let edit = || ofp::Action::SetField(OxmField::Ipv4Src(ofp::Masked::exact([10, 0, 0, 1].into())));
+        let mut known = KnownInstructions::default();
+        let fits = add(0x0800, 1, edit());
+        known.learn(&fits, &decoded(&fits).expect("valid"));
+        let message = add(0x0806, 1, edit());
+        assert!(Addition::peek(&message).and_then(|add| known.change(&add)).is_none());
+        assert_eq!(decoded(&message).map(|_| ()), Err(ErrorCode::ACTION_MATCH_INCONSISTENT));
+    }
 }

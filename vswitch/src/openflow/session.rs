@@ -7,8 +7,8 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use ofp::{
-    Body, BundleControl, BundleControlType, ErrorCode, ErrorMessage, FlowMod, Hello, Message, MultipartReply,
-    MultipartRequest, PacketOut, QueueConfig, RoleMessage, SwitchConfig,
+    Addition, Body, BundleControl, BundleControlType, ErrorCode, ErrorMessage, FlowMod, Hello, Message,
+    MultipartReply, MultipartRequest, PacketOut, QueueConfig, RoleMessage, SwitchConfig,
 };
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
@@ -171,6 +171,9 @@ impl<W: AsyncWrite + Unpin> Session<W> {
     /// Handles one message, `bytes`.
     pub async fn message(&mut self, bytes: &[u8]) -> Result<(), Close> {
         count(&self.shared.stats.messages_received);
+        if self.greeted && self.known_flow_mod(bytes) {
+            return self.flush_much().await;
+        }
         let message = match ofp::decode(bytes) {
             Ok(message) => message,
             Err(error) if self.greeted => {
@@ -216,13 +219,28 @@ impl<W: AsyncWrite + Unpin> Session<W> {
         if self.out.len() > OUT_BYTES { self.flush().await } else { Ok(()) }
     }
 
+    /// Takes a flow-mod that need not be decoded. `true`: it was one.
+    fn known_flow_mod(&mut self, bytes: &[u8]) -> bool {
+        let Some(add) = Addition::peek(bytes) else { return false };
+        let taken = !self.is_slave() && self.flow_mods.push_known(&add, bytes);
+        if taken {
+            self.carry_out_enough_flow_mods();
+        }
+        taken
+    }
+
     fn flow_mod(&mut self, request: &FlowMod, bytes: &[u8]) {
         let taken =
             if self.is_slave() { Err(ErrorCode::IS_SLAVE) } else { self.flow_mods.push(request, bytes) };
         match taken {
-            Ok(enough) if enough => self.carry_out_flow_mods(),
-            Ok(_) => {}
+            Ok(()) => self.carry_out_enough_flow_mods(),
             Err(code) => self.refuse(bytes, code),
+        }
+    }
+
+    fn carry_out_enough_flow_mods(&mut self) {
+        if self.flow_mods.are_enough() {
+            self.carry_out_flow_mods();
         }
     }
 
