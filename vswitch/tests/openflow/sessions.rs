@@ -405,6 +405,11 @@ fn one_master_at_a_time_and_slaves_only_look() {
     let is = |role| move |body: Body| matches!(body, Body::RoleReply(reply) if reply.role == role);
     assert!(is(Role::Equal)(first.ask(role(Role::NoChange, 0))));
     assert!(is(Role::Master)(first.ask(role(Role::Master, 10))));
+    // What a slave knows how to say counts as little as what it does not.
+    first.send(Body::FlowMod(add(1, &[], &[2])));
+    let everything = FlowMod { table_id: ofp::TABLE_ALL, ..FlowMod::new(FlowModCommand::Delete) };
+    first.send(Body::FlowMod(everything));
+    first.barrier();
     assert!(is(Role::Master)(second.ask(role(Role::Master, 11))));
     assert!(is(Role::Slave)(first.ask(role(Role::NoChange, 0))));
     assert_eq!(first.error(role(Role::Master, 10)), ErrorCode::ROLE_STALE);
