@@ -80,7 +80,7 @@ fn five_tuple(flow: u32) -> NewFlow {
         table: 0,
         priority: 100,
         key: packet::parse(&frame(flow), 1),
-        mask: full(FlowKey::ZERO),
+        mask: Arc::new(full(FlowKey::ZERO)),
         cookie: 0,
         idle_timeout_s: 0,
         hard_timeout_s: 0,
@@ -164,7 +164,7 @@ fn main() {
         let begin = cpu_ns();
         let mut tables = FlowTables::new(1, 1 << 21);
         for flow in 0..rules {
-            tables.add(five_tuple(flow), 1).expect("room");
+            tables.add(&five_tuple(flow), 1).expect("room");
         }
         let add = (cpu_ns() - begin) / f64::from(rules);
         let size = (resident_bytes() - before) / f64::from(rules);
@@ -174,7 +174,7 @@ fn main() {
         let begin = cpu_ns();
         let mut published = Vec::new();
         for flow in 0..1000 {
-            tables.add(five_tuple(flow), 1).expect("room");
+            tables.add(&five_tuple(flow), 1).expect("room");
             published.push(tables.tables().clone());
         }
         let change = (cpu_ns() - begin) / 1e6;

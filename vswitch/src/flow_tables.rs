@@ -10,7 +10,7 @@ use packet::{Edit, FlowKey, field};
 
 use crate::flow::{Action, Flow, FlowFlags, FlowStats, Instructions, Shared};
 use crate::groups::{GROUP_LIMIT_DEFAULT, GroupChange, GroupError, GroupTable, Groups};
-use crate::hash::MaskHasher;
+use crate::hash::ControllersHasher;
 use crate::meters::{METER_LIMIT_DEFAULT, MeterChange, MeterError, MeterTable, Meters};
 use crate::model::PortNo;
 use crate::ports::Ports;
@@ -63,8 +63,8 @@ pub struct NewFlow {
     pub priority: u16,
     /// The fields to match; bits outside of the mask are ignored.
     pub key: FlowKey,
-    /// Which bits count.
-    pub mask: FlowKey,
+    /// Which bits count; flows with the same mask had best share it.
+    pub mask: Arc<FlowKey>,
     /// The controller's number for it.
     pub cookie: u64,
     /// See [`Flow::idle_timeout_s`].
@@ -211,7 +211,7 @@ enum Step {
 /// The flow tables and what is needed to change them.
 pub struct FlowTables {
     tables: Tables,
-    priorities: [HashMap<FlowKey, Priorities, BuildHasherDefault<MaskHasher>>; TABLES],
+    priorities: [HashMap<FlowKey, Priorities, BuildHasherDefault<ControllersHasher>>; TABLES],
     /// Flows with a timeout, by the time at which the next look at them is due.
     timers: BTreeMap<(u64, u64), Arc<Flow>>,
     /// Flows that pop a VLAN tag.
@@ -288,7 +288,7 @@ impl FlowTables {
     /// See [`FlowTables::add`], [`FlowTables::modify`] and [`FlowTables::delete`]; nothing is changed then.
     pub fn apply(&mut self, change: &FlowChange, now_ms: u64) -> Result<Vec<Removed>, FlowModError> {
         match change {
-            FlowChange::Add(flow) => self.add(flow.clone(), now_ms).map(|()| Vec::new()),
+            FlowChange::Add(flow) => self.add(flow, now_ms).map(|()| Vec::new()),
             FlowChange::Modify { selection, instructions, reset_counts } => {
                 self.modify(selection, instructions, *reset_counts).map(|_| Vec::new())
             }
@@ -300,7 +300,7 @@ impl FlowTables {
     pub fn fetch(&self, changes: &[FlowChange]) {
         let way = |change: &FlowChange| {
             let (table, key, mask) = match change {
-                FlowChange::Add(new) => (new.table, &new.key, &new.mask),
+                FlowChange::Add(new) => (new.table, &new.key, &*new.mask),
                 FlowChange::Modify { selection, .. } | FlowChange::Delete(selection) => {
                     selection.strict_priority?;
                     (selection.table?, &selection.key, &selection.mask)
@@ -357,7 +357,7 @@ impl FlowTables {
     ///
     /// # Errors
     /// The first rule that the flow breaks; nothing is changed then.
-    pub fn add(&mut self, new: NewFlow, now_ms: u64) -> Result<(), FlowModError> {
+    pub fn add(&mut self, new: &NewFlow, now_ms: u64) -> Result<(), FlowModError> {
         let key = new.key.masked(&new.mask);
         let table = self.tables.table(new.table).ok_or(FlowModError::BadTable(new.table))?;
         self.check_instructions(new.table, &new.instructions)?;
@@ -379,7 +379,7 @@ impl FlowTables {
             table: new.table,
             priority: new.priority,
             key,
-            mask: subtable.map_or_else(|| Arc::new(new.mask), |subtable| subtable.mask().clone()),
+            mask: subtable.map_or(&new.mask, SubTable::mask).clone(),
             cookie: new.cookie,
             idle_timeout_s: new.idle_timeout_s,
             hard_timeout_s: new.hard_timeout_s,

@@ -12,13 +12,19 @@ pub fn fold(a: u64, b: u64) -> u64 {
     (product as u64) ^ ((product >> 64) as u64)
 }
 
-/// A hasher for maps by mask, which controllers choose and not guests: a flow-mod asks one each time.
+/// A hasher for maps by what controllers choose and not guests, masks and instructions: a flow-mod asks each time.
 #[derive(Default)]
-pub struct MaskHasher(u64);
+pub struct ControllersHasher(u64);
 
-impl Hasher for MaskHasher {
+impl Hasher for ControllersHasher {
     fn write(&mut self, bytes: &[u8]) {
-        for chunk in bytes.chunks(8) {
+        let mut pairs = bytes.chunks_exact(16);
+        // As in `words`.
+        for (i, pair) in (&mut pairs).enumerate() {
+            let word = |at: usize| u64::from_ne_bytes(std::array::from_fn(|i| pair[at + i]));
+            self.0 ^= fold(word(0) ^ A.rotate_left(i as u32 * 7), word(8) ^ B.rotate_left(i as u32 * 11));
+        }
+        for chunk in pairs.remainder().chunks(8) {
             let mut word = [0; 8];
             word[..chunk.len()].copy_from_slice(chunk);
             self.0 = fold(self.0 ^ u64::from_ne_bytes(word) ^ A, B);

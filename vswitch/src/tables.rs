@@ -142,7 +142,7 @@ impl Table {
     }
 
     pub(crate) fn get(&self, mask: &FlowKey) -> Option<&SubTable> {
-        self.subtables.iter().find(|subtable| *subtable.mask == *mask)
+        self.subtables.iter().find(|subtable| same(&subtable.mask, mask))
     }
 
     /// Changes the flows of one mask; the subtable is made when it is needed and goes when it is empty.
@@ -153,7 +153,7 @@ impl Table {
         change: impl FnOnce(&mut SubTable) -> R,
         priority_max: impl FnOnce() -> u16,
     ) -> R {
-        let at = self.subtables.iter().position(|subtable| *subtable.mask == *mask).unwrap_or_else(|| {
+        let at = self.subtables.iter().position(|subtable| same(&subtable.mask, mask)).unwrap_or_else(|| {
             self.subtables.push(SubTable::new(Arc::new(*mask)));
             self.subtables.len() - 1
         });
@@ -169,6 +169,11 @@ impl Table {
         }
         result
     }
+}
+
+/// Whether two masks are equal; most that are, are one.
+fn same(one: &FlowKey, other: &FlowKey) -> bool {
+    std::ptr::eq(one, other) || one == other
 }
 
 /// How often each table was looked up and matched: one row of cells per worker, and one for the control side.

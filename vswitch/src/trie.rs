@@ -263,6 +263,8 @@ impl<T> Way<'_, T> {
                 self.node = &branch.0[slot(self.hash, self.depth)];
                 self.depth += 1;
                 prefetch(self.node);
+                // A change asks first whether somebody else holds the branch.
+                prefetch(&**branch);
                 true
             }
             Node::Leaf(leaf) if !self.leaf_asked => {

@@ -154,7 +154,7 @@ fn model_decide(rules: &BTreeMap<(u8, u16), Rule>, key: &FlowKey) -> (Vec<Op>, V
             return (ops, matched, DropReason::TableMiss);
         };
         matched.push(*id);
-        at = (rule.flow.table, rule.flow.cookie, rule.flow.priority == 0 && rule.flow.mask == FlowKey::ZERO);
+        at = (rule.flow.table, rule.flow.cookie, rule.flow.priority == 0 && *rule.flow.mask == FlowKey::ZERO);
         for action in &rule.flow.instructions.apply {
             model_execute(action, &mut key, at, &mut ops);
         }
@@ -269,7 +269,7 @@ impl World {
             table,
             priority: World::priority(rule),
             key,
-            mask,
+            mask: Arc::new(mask),
             cookie,
             idle_timeout_s: 0,
             hard_timeout_s: 0,
@@ -278,7 +278,7 @@ impl World {
         };
         let id = (table, flow.priority);
         let old = self.model.get(&id);
-        let result = self.tables.add(flow.clone(), 1);
+        let result = self.tables.add(&flow, 1);
         if old.is_none() && self.model.len() >= LIMIT {
             assert_eq!(result, Err(FlowModError::TableFull { limit: LIMIT }));
             return;
@@ -301,7 +301,7 @@ impl World {
             let table = selection.table.is_none_or(|table| table == flow.table);
             let what = match selection.strict_priority {
                 Some(priority) => {
-                    flow.priority == priority && flow.mask == selection.mask && flow.key == selection.key
+                    flow.priority == priority && *flow.mask == selection.mask && flow.key == selection.key
                 }
                 None => (0..16).all(|w| {
                     let mask = selection.mask.words()[w];

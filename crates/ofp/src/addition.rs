@@ -70,11 +70,12 @@ impl<'a> Addition<'a> {
         })
     }
 
-    /// Gives `each` the fields of the match with value and mask as numbers, in their order. `false`: it is not a match
+    /// Gives `each` the fields of the match with value and mask as numbers, in their order; those without a mask have all
+    /// of its bits. `false`: it is not a match
     /// that [`crate::decode`] and [`crate::Match::validate`] let pass, and what was given means nothing.
     #[inline]
     #[must_use]
-    pub fn fields(&self, mut each: impl FnMut(Field, u128, Option<u128>)) -> bool {
+    pub fn fields(&self, mut each: impl FnMut(Field, u128, u128)) -> bool {
         let mut given = Given::default();
         let mut rest = self.fields;
         while !rest.is_empty() {
@@ -85,6 +86,7 @@ impl<'a> Addition<'a> {
             let class = u16::from_be_bytes([*class_high, *class_low]);
             let Some(field) = Field::of(class, second >> 1) else { return false };
             let Ok((value, mask)) = field.read(payload, second & 1 != 0) else { return false };
+            let mask = mask.unwrap_or(field.full_mask());
             if given.has(field) || given.missing_prerequisite(field).is_some() {
                 return false;
             }

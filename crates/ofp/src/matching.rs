@@ -115,23 +115,20 @@ pub(crate) struct Given {
 impl Given {
     fn note(&mut self, oxm: &OxmField) {
         if let (Some(field), Some((value, mask))) = (oxm.field(), oxm.numbers()) {
-            self.add(field, value, mask);
+            self.add(field, value, mask.unwrap_or(field.full_mask()));
         }
     }
 
     /// Takes note of a field.
     #[inline]
-    pub(crate) fn add(&mut self, field: Field, value: u128, mask: Option<u128>) {
+    pub(crate) fn add(&mut self, field: Field, value: u128, mask: u128) {
         self.kinds |= 1 << field as u8;
         match field {
             Field::EthType => self.eth_type = Some(value as u16),
             Field::IpProto => self.ip_proto = Some(value as u8),
             Field::Icmpv6Type => self.icmpv6_type = Some(value as u8),
             // Whether this says that there is a tag.
-            Field::VlanVid => {
-                let present = u128::from(VID_PRESENT);
-                self.vlan = value & mask.unwrap_or(present) & present != 0;
-            }
+            Field::VlanVid => self.vlan = value & mask & u128::from(VID_PRESENT) != 0,
             _ => {}
         }
     }

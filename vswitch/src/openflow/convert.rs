@@ -65,8 +65,8 @@ static PLACES: [(Option<packet::Field>, packet::Field); Field::ALL.len()] = {
 };
 
 /// Writes a field of a match into the key and mask that it becomes. `false`: its value cannot be.
-fn set(key: &mut FlowKey, mask: &mut FlowKey, oxm: Field, value: u128, bits: Option<u128>) -> bool {
-    let bits = bits.unwrap_or_else(|| full_mask(oxm));
+#[inline]
+fn set(key: &mut FlowKey, mask: &mut FlowKey, oxm: Field, value: u128, bits: u128) -> bool {
     let (high, low) = &PLACES[oxm as usize];
     if let Some(high) = high {
         key.set(*high, (value >> 64) as u64);
@@ -80,12 +80,11 @@ fn set(key: &mut FlowKey, mask: &mut FlowKey, oxm: Field, value: u128, bits: Opt
     true
 }
 
-/// Key and mask of an addition's match; `None` if [`key_and_mask`] has to tell what is wrong with it.
-pub fn addition(addition: &Addition<'_>) -> Option<(FlowKey, FlowKey)> {
-    let (mut key, mut mask) = (FlowKey::ZERO, FlowKey::ZERO);
+/// Writes the match of an addition into `key` and `mask`, which are zero. `false`: [`key_and_mask`] has to tell what is
+/// wrong with it.
+pub fn addition(addition: &Addition<'_>, key: &mut FlowKey, mask: &mut FlowKey) -> bool {
     let mut possible = true;
-    let valid = addition.fields(|oxm, value, bits| possible &= set(&mut key, &mut mask, oxm, value, bits));
-    (valid && possible).then_some((key, mask))
+    addition.fields(|oxm, value, bits| possible &= set(key, mask, oxm, value, bits)) && possible
 }
 
 /// Key and mask of a match.
@@ -99,7 +98,7 @@ pub fn key_and_mask(matching: &Match) -> Result<(FlowKey, FlowKey), ErrorCode> {
         let (Some(kind), Some((value, bits))) = (oxm.field(), oxm.numbers()) else {
             return Err(ErrorCode::MATCH_BAD_FIELD);
         };
-        if !set(&mut key, &mut mask, kind, value, bits) {
+        if !set(&mut key, &mut mask, kind, value, bits.unwrap_or_else(|| full_mask(kind))) {
             return Err(ErrorCode::MATCH_BAD_VALUE);
         }
     }
@@ -284,8 +283,9 @@ mod tests {
             let mut flow_mod = ofp::FlowMod::new(ofp::FlowModCommand::Add);
             flow_mod.matching = matching_given;
             let bytes = ofp::Message { xid: 1, body: ofp::Body::FlowMod(flow_mod) }.encode().expect("valid");
-            let without_decoding = Addition::peek(&bytes).and_then(|add| addition(&add));
-            prop_assert_eq!(without_decoding, Some((key, mask)));
+            let (mut other_key, mut other_mask) = (FlowKey::ZERO, FlowKey::ZERO);
+            prop_assert!(addition(&Addition::peek(&bytes).expect("valid"), &mut other_key, &mut other_mask));
+            prop_assert_eq!((other_key, other_mask), (key, mask));
         }
     }
 }

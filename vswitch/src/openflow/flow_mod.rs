@@ -5,12 +5,13 @@ use std::hash::BuildHasherDefault;
 use std::sync::Arc;
 
 use ofp::{Addition, ErrorCode, FlowMod, FlowModCommand, FlowModFlags};
+use packet::FlowKey;
 
 use super::{Head, convert};
 use crate::bridge::Bridge;
 use crate::flow::{Action, Instructions};
 use crate::flow_tables::{FlowChange, NewFlow, Removed, Selection};
-use crate::hash::MaskHasher;
+use crate::hash::ControllersHasher;
 
 /// The change that a flow-mod asks for; `last` has the instructions of the one before it.
 ///
@@ -90,23 +91,33 @@ const KNOWN_MAX: usize = 256;
 
 /// What a controller had entries do, by what it was on the wire.
 #[derive(Default)]
-pub struct KnownInstructions(HashMap<Vec<u8>, Arc<Instructions>, BuildHasherDefault<MaskHasher>>);
+pub struct KnownInstructions {
+    by_wire: HashMap<Vec<u8>, Arc<Instructions>, BuildHasherDefault<ControllersHasher>>,
+    /// The mask of the last entry: most have the same again.
+    mask: Arc<FlowKey>,
+}
 
 impl KnownInstructions {
     /// The change that an addition asks for; `None` if its instructions are not known, or something is wrong with it.
-    pub fn change(&self, add: &Addition<'_>) -> Option<FlowChange> {
-        let instructions = self.0.get(add.instructions)?.clone();
-        let (key, mask) = convert::addition(add)?;
+    pub fn change(&mut self, add: &Addition<'_>) -> Option<FlowChange> {
+        let instructions = self.by_wire.get(add.instructions)?;
+        let (mut key, mut mask) = (FlowKey::ZERO, FlowKey::ZERO);
+        if !convert::addition(add, &mut key, &mut mask) {
+            return None;
+        }
+        if mask != *self.mask {
+            self.mask = Arc::new(mask);
+        }
         Some(FlowChange::Add(NewFlow {
             table: add.table_id,
             priority: add.priority,
             key,
-            mask,
+            mask: self.mask.clone(),
             cookie: add.cookie,
             idle_timeout_s: add.idle_timeout,
             hard_timeout_s: add.hard_timeout,
             flags: convert::flags(add.flags),
-            instructions,
+            instructions: instructions.clone(),
         }))
     }
 
@@ -117,10 +128,10 @@ impl KnownInstructions {
             return;
         };
         if same_for_all(instructions) {
-            if self.0.len() >= KNOWN_MAX {
-                self.0.clear();
+            if self.by_wire.len() >= KNOWN_MAX {
+                self.by_wire.clear();
             }
-            self.0.insert(add.instructions.to_vec(), instructions.clone());
+            self.by_wire.insert(add.instructions.to_vec(), instructions.clone());
         }
     }
 }
@@ -155,7 +166,7 @@ fn add(flow_mod: &FlowMod, last: &mut LastInstructions) -> Result<FlowChange, Er
         table: flow_mod.table_id,
         priority: flow_mod.priority,
         key,
-        mask,
+        mask: Arc::new(mask),
         cookie: flow_mod.cookie,
         idle_timeout_s: flow_mod.idle_timeout,
         hard_timeout_s: flow_mod.hard_timeout,
@@ -228,7 +239,7 @@ mod tests {
             let message = add(0x0800, 1, to(port + 1));
             known.learn(&message, &decoded(&message).expect("valid"));
         }
-        assert!(known.0.len() <= KNOWN_MAX, "{}", known.0.len());
+        assert!(known.by_wire.len() <= KNOWN_MAX, "{}", known.by_wire.len());
     }
 
     #[test]
