@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use packet::{Edit, FlowKey};
+use packet::{Edit, FlowKey, WORDS};
 
 use crate::model::PortNo;
 
@@ -256,6 +256,71 @@ pub struct FlowFlags {
     pub no_byte_counts: bool,
 }
 
+/// Words of a key that need no memory of their own: port, tag, addresses and ports of IPv4.
+const FEW_WORDS: usize = 5;
+
+/// A key without the words in which its mask has no bits: most masks look at few of them, and a million flows need not
+/// keep the others.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum PackedKey {
+    /// Zeros follow.
+    Few([u64; FEW_WORDS]),
+    /// More than fit.
+    Many(Box<[u64]>),
+}
+
+impl PackedKey {
+    /// The bits of `key` that `mask` selects.
+    pub fn new(key: &FlowKey, mask: &FlowKey) -> PackedKey {
+        let mut words = [0; WORDS];
+        let mut count = 0;
+        for (key, mask) in key.words().iter().zip(mask.words()) {
+            if *mask != 0 {
+                words[count] = key & mask;
+                count += 1;
+            }
+        }
+        match words.first_chunk() {
+            Some(few) if count <= FEW_WORDS => PackedKey::Few(*few),
+            _ => PackedKey::Many(words[..count].into()),
+        }
+    }
+
+    /// The key under the mask that it was packed with.
+    pub fn unpack(&self, mask: &FlowKey) -> FlowKey {
+        let packed: &[u64] = match self {
+            PackedKey::Few(words) => words,
+            PackedKey::Many(words) => words,
+        };
+        let (mut words, mut packed) = ([0; WORDS], packed.iter());
+        for (word, mask) in words.iter_mut().zip(mask.words()) {
+            if *mask != 0 {
+                *word = packed.next().copied().unwrap_or_default();
+            }
+        }
+        FlowKey::from_words(words)
+    }
+
+    /// The first `count` words, as many as the mask has words with bits.
+    #[inline]
+    pub fn words(&self, count: usize) -> &[u64] {
+        match self {
+            PackedKey::Few(words) => &words[..count.min(FEW_WORDS)],
+            PackedKey::Many(words) => words,
+        }
+    }
+
+    /// Whether these are its words; zeros follow them.
+    #[inline]
+    pub fn is(&self, packed: &[u64; WORDS]) -> bool {
+        match self {
+            // Of a length that is known: no call.
+            PackedKey::Few(words) => packed.first_chunk() == Some(words),
+            PackedKey::Many(words) => packed.get(..words.len()) == Some(words),
+        }
+    }
+}
+
 /// A flow entry. Immutable: a modification puts another one in its place that shares the counters.
 #[derive(Clone, Debug)]
 pub struct Flow {
@@ -265,8 +330,8 @@ pub struct Flow {
     pub table: u8,
     /// Priority.
     pub priority: u16,
-    /// The fields to match, masked.
-    pub key: FlowKey,
+    /// The fields to match; see [`Flow::key`].
+    pub packed: PackedKey,
     /// Which bits of the key count; shared by all flows that look at the same bits.
     pub mask: Arc<FlowKey>,
     /// The controller's number for it.
@@ -285,9 +350,39 @@ pub struct Flow {
     pub stats: FlowStats,
 }
 
+impl Flow {
+    /// The fields to match, masked.
+    pub fn key(&self) -> FlowKey {
+        self.packed.unpack(&self.mask)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn packed_keys_say_what_the_mask_selects(
+            key in any::<[u64; WORDS]>(),
+            mask in proptest::array::uniform16(prop_oneof![2 => Just(0), 1 => any::<u64>()]),
+        ) {
+            let (key, mask) = (FlowKey::from_words(key), FlowKey::from_words(mask));
+            let packed = PackedKey::new(&key, &mask);
+            prop_assert_eq!(packed.unpack(&mask), key.masked(&mask));
+            let count = mask.words().iter().filter(|word| **word != 0).count();
+            prop_assert_eq!(packed.words(count).len(), count);
+            let mut words = [0; WORDS];
+            words[..count].copy_from_slice(packed.words(count));
+            prop_assert!(packed.is(&words));
+            for at in 0..count {
+                let mut other = words;
+                other[at] ^= 1;
+                prop_assert!(!packed.is(&other));
+            }
+        }
+    }
 
     fn to(port: u32) -> Arc<Instructions> {
         let apply = vec![Action::Output { port: PortNo(port), max_len: 0 }];

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use packet::{Edit, FlowKey, field};
 
-use crate::flow::{Action, Flow, FlowFlags, FlowStats, Instructions, Shared};
+use crate::flow::{Action, Flow, FlowFlags, FlowStats, Instructions, PackedKey, Shared};
 use crate::groups::{GROUP_LIMIT_DEFAULT, GroupChange, GroupError, GroupTable, Groups};
 use crate::hash::ControllersHasher;
 use crate::meters::{METER_LIMIT_DEFAULT, MeterChange, MeterError, MeterTable, Meters};
@@ -146,8 +146,8 @@ impl Selection {
 
     fn wants(&self, flow: &Flow) -> bool {
         let fits = match self.strict_priority {
-            Some(priority) => flow.priority == priority && *flow.mask == self.mask && flow.key == self.key,
-            None => flow.mask.covers(&self.mask) && flow.key.matches(&self.key, &self.mask),
+            Some(priority) => flow.priority == priority && *flow.mask == self.mask && flow.key() == self.key,
+            None => flow.mask.covers(&self.mask) && flow.key().matches(&self.key, &self.mask),
         };
         fits && (flow.cookie ^ self.cookie) & self.cookie_mask == 0
             && (self.out_port == PortNo::ANY || flow.instructions.outputs_to(self.out_port))
@@ -358,14 +358,14 @@ impl FlowTables {
     /// # Errors
     /// The first rule that the flow breaks; nothing is changed then.
     pub fn add(&mut self, new: &NewFlow, now_ms: u64) -> Result<(), FlowModError> {
-        let key = new.key.masked(&new.mask);
+        let packed = PackedKey::new(&new.key, &new.mask);
         let table = self.tables.table(new.table).ok_or(FlowModError::BadTable(new.table))?;
         self.check_instructions(new.table, &new.instructions)?;
-        if new.flags.check_overlap && overlaps(table, &key, &new.mask, new.priority) {
+        if new.flags.check_overlap && overlaps(table, &new.key, &new.mask, new.priority) {
             return Err(FlowModError::Overlap { priority: new.priority });
         }
         let subtable = table.get(&new.mask);
-        let old = subtable.and_then(|subtable| subtable.get(&key, new.priority)).cloned();
+        let old = subtable.and_then(|subtable| subtable.get(&packed, new.priority)).cloned();
         if old.is_none() && self.len >= self.limit {
             return Err(FlowModError::TableFull { limit: self.limit });
         }
@@ -378,7 +378,7 @@ impl FlowTables {
             id: self.next_id,
             table: new.table,
             priority: new.priority,
-            key,
+            packed,
             mask: subtable.map_or(&new.mask, SubTable::mask).clone(),
             cookie: new.cookie,
             idle_timeout_s: new.idle_timeout_s,
@@ -465,7 +465,7 @@ impl FlowTables {
             }
             let timed = entry.remove();
             let subtable = self.tables.tables[usize::from(timed.table)].get(&timed.mask);
-            let current = subtable.and_then(|subtable| subtable.get(&timed.key, timed.priority));
+            let current = subtable.and_then(|subtable| subtable.get(&timed.packed, timed.priority));
             // Replaced or deleted since; a modified flow keeps its id and its timer.
             let Some(flow) = current.filter(|flow| flow.id == timed.id).cloned() else {
                 continue;
@@ -536,7 +536,7 @@ impl FlowTables {
         let masks = table_ref.subtables().len();
         let removed = table_ref.with_mask(
             &flow.mask,
-            |subtable| subtable.remove(&flow.key, flow.priority),
+            |subtable| subtable.remove(&flow.packed, flow.priority),
             || priorities.max(),
         );
         assert!(removed.is_some(), "a selected flow is in its table");
@@ -700,14 +700,15 @@ fn labels(flow: &Flow) -> bool {
 fn overlaps(table: &Table, key: &FlowKey, mask: &FlowKey, priority: u16) -> bool {
     table.iter().any(|flow| {
         let common = mask.masked(&flow.mask);
-        flow.priority == priority && flow.key.matches(key, &common)
+        flow.priority == priority && flow.key().matches(key, &common)
     })
 }
 
 fn select_in(subtable: &SubTable, selection: &Selection, flows: &mut Vec<Arc<Flow>>) {
     if let Some(priority) = selection.strict_priority {
         if **subtable.mask() == selection.mask {
-            let flow = subtable.get(&selection.key, priority);
+            let key = PackedKey::new(&selection.key, &selection.mask);
+            let flow = subtable.get(&key, priority);
             flows.extend(flow.filter(|flow| selection.wants(flow)).cloned());
         }
     } else if subtable.mask().covers(&selection.mask) {

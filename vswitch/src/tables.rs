@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use packet::{Depth, FlowKey, WORDS, field};
 
-use crate::flow::Flow;
+use crate::flow::{Flow, PackedKey};
 use crate::groups::LiveGroups;
 use crate::hash;
 use crate::meters::LiveMeters;
@@ -51,48 +51,61 @@ impl SubTable {
         self.flows.iter()
     }
 
-    fn hash(&self, key: &FlowKey) -> u64 {
-        let mut masked = [0; WORDS];
-        for (place, word) in masked.iter_mut().zip(&*self.words) {
+    /// The words of a key that count, packed as in [`PackedKey`].
+    #[inline]
+    fn pack(&self, key: &FlowKey) -> [u64; WORDS] {
+        let mut packed = [0; WORDS];
+        for (place, word) in packed.iter_mut().zip(&*self.words) {
             let word = usize::from(*word) & (WORDS - 1);
             *place = key.words()[word] & self.mask.words()[word];
         }
-        hash::words(0, &masked[..self.words.len().min(WORDS)])
+        packed
+    }
+
+    #[inline]
+    fn hash(&self, packed: &[u64]) -> u64 {
+        hash::words(0, &packed[..self.words.len().min(packed.len())])
+    }
+
+    fn hash_of(&self, key: &PackedKey) -> u64 {
+        self.hash(key.words(self.words.len()))
     }
 
     /// The flow of the highest priority that matches.
     fn lookup(&self, key: &FlowKey) -> Option<&Arc<Flow>> {
+        let packed = self.pack(key);
         self.flows
-            .with_hash(self.hash(key))
-            .filter(|flow| key.matches(&flow.key, &self.mask))
+            .with_hash(self.hash(&packed))
+            .filter(|flow| flow.packed.is(&packed))
             .max_by_key(|flow| flow.priority)
     }
 
     /// The way to the flows with this key.
     pub(crate) fn way(&self, key: &FlowKey) -> Way<'_, Flow> {
-        self.flows.way(self.hash(key))
+        self.flows.way(self.hash(&self.pack(key)))
     }
 
     /// The flow with exactly this key and priority.
-    pub(crate) fn get(&self, key: &FlowKey, priority: u16) -> Option<&Arc<Flow>> {
-        self.flows.with_hash(self.hash(key)).find(|flow| flow.priority == priority && flow.key == *key)
+    pub(crate) fn get(&self, key: &PackedKey, priority: u16) -> Option<&Arc<Flow>> {
+        self.flows.with_hash(self.hash_of(key)).find(|flow| flow.priority == priority && flow.packed == *key)
     }
 
     /// Adds a flow that is not there yet.
     pub(crate) fn insert(&mut self, flow: Arc<Flow>) {
-        self.flows.insert(self.hash(&flow.key), flow);
+        self.flows.insert(self.hash_of(&flow.packed), flow);
     }
 
     /// Puts `flow` in the place of the one with the same key and priority.
     pub(crate) fn replace(&mut self, flow: Arc<Flow>) -> Option<Arc<Flow>> {
-        let (key, priority) = (flow.key, flow.priority);
-        let hash = self.hash(&key);
-        self.flows.replace(hash, flow, |old| old.priority == priority && old.key == key)
+        let new = flow.clone();
+        let here = |old: &Flow| old.priority == new.priority && old.packed == new.packed;
+        self.flows.replace(self.hash_of(&new.packed), flow, here)
     }
 
     /// Takes out the flow with this key and priority.
-    pub(crate) fn remove(&mut self, key: &FlowKey, priority: u16) -> Option<Arc<Flow>> {
-        self.flows.remove(self.hash(key), |flow| flow.priority == priority && flow.key == *key)
+    pub(crate) fn remove(&mut self, key: &PackedKey, priority: u16) -> Option<Arc<Flow>> {
+        let hash = self.hash_of(key);
+        self.flows.remove(hash, |flow| flow.priority == priority && flow.packed == *key)
     }
 }
 

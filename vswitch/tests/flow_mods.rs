@@ -75,8 +75,8 @@ fn check(bridge: &Bridge, snapshot: &Arc<Snapshot>) {
     let mut decision = Decision::default();
     // Packets that match flows, and their neighbours.
     let keys = flows.iter().flat_map(|flow| {
-        let port = flow.key.get(field::IN_PORT);
-        [flow.key, flow.key.with(field::IN_PORT, port ^ 1), flow.key.with(field::VLAN_TCI_2, 0x1005)]
+        let port = flow.key().get(field::IN_PORT);
+        [flow.key(), flow.key().with(field::IN_PORT, port ^ 1), flow.key().with(field::VLAN_TCI_2, 0x1005)]
     });
     for key in keys {
         // Twice: decided, then found.

@@ -396,11 +396,11 @@ impl World {
         for flow in self.tables.select(&Selection::all()).expect("all tables") {
             let counters = flow.stats.sum();
             let rule = &self.model[&(flow.table, flow.priority)];
-            assert_eq!((counters.packets, counters.bytes), (rule.packets, rule.bytes), "{:?}", flow.key);
+            assert_eq!((counters.packets, counters.bytes), (rule.packets, rule.bytes), "{:?}", flow.key());
         }
         for (flow, packets, bytes) in &self.gone {
             let counters = flow.stats.sum();
-            assert_eq!((counters.packets, counters.bytes), (*packets, *bytes), "deleted {:?}", flow.key);
+            assert_eq!((counters.packets, counters.bytes), (*packets, *bytes), "deleted {:?}", flow.key());
         }
         assert_eq!(self.tables.len(), self.model.len());
         assert_eq!(self.tables.tables().len(), self.model.len());

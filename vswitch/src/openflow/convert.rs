@@ -227,7 +227,7 @@ pub fn flow_stats(flow: &Flow, now_ms: u64) -> ofp::FlowStats {
         cookie: flow.cookie,
         packet_count: counters.packets,
         byte_count: counters.bytes,
-        matching: matching(&flow.key, &flow.mask),
+        matching: matching(&flow.key(), &flow.mask),
         instructions: flow.instructions.wire.clone(),
     }
 }

@@ -180,7 +180,7 @@ fn send_flow_removed(shared: &Shared, removed: &Removed) {
         hard_timeout: flow.hard_timeout_s,
         packet_count: counters.packets,
         byte_count: counters.bytes,
-        matching: convert::matching(&flow.key, &flow.mask),
+        matching: convert::matching(&flow.key(), &flow.mask),
     }));
     send(shared, notice, |entry| wants(entry, entry.filter.flow_removed_mask, reason.number()));
 }
