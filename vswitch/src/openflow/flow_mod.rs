@@ -1,6 +1,6 @@
 //! Flow-mods.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::BuildHasherDefault;
 use std::sync::Arc;
 
@@ -86,15 +86,14 @@ impl Waiting {
     }
 }
 
-/// Different instructions of a controller that are known at once.
+/// Different instructions, and different masks, of a controller that are known at once.
 const KNOWN_MAX: usize = 256;
 
 /// What a controller had entries do, by what it was on the wire.
 #[derive(Default)]
 pub struct KnownInstructions {
     by_wire: HashMap<Vec<u8>, Arc<Instructions>, BuildHasherDefault<ControllersHasher>>,
-    /// The mask of the last entry: most have the same again.
-    mask: Arc<FlowKey>,
+    masks: KnownMasks,
 }
 
 impl KnownInstructions {
@@ -105,14 +104,11 @@ impl KnownInstructions {
         if !convert::addition(add, &mut key, &mut mask) {
             return None;
         }
-        if mask != *self.mask {
-            self.mask = Arc::new(mask);
-        }
         Some(FlowChange::Add(NewFlow {
             table: add.table_id,
             priority: add.priority,
             key,
-            mask: self.mask.clone(),
+            mask: self.masks.one(&mask),
             cookie: add.cookie,
             idle_timeout_s: add.idle_timeout,
             hard_timeout_s: add.hard_timeout,
@@ -136,6 +132,29 @@ impl KnownInstructions {
     }
 }
 
+/// Masks that a controller used, each once: many flows wait in a bundle, and the holes that theirs would leave between
+/// the flows of the tables stay.
+#[derive(Default)]
+struct KnownMasks {
+    last: Arc<FlowKey>,
+    known: HashSet<Arc<FlowKey>, BuildHasherDefault<ControllersHasher>>,
+}
+
+impl KnownMasks {
+    /// The one copy of a mask.
+    fn one(&mut self, mask: &FlowKey) -> Arc<FlowKey> {
+        if *self.last != *mask {
+            let known = self.known.get(mask).cloned();
+            self.last = known.unwrap_or_else(|| Arc::new(*mask));
+            if self.known.len() >= KNOWN_MAX {
+                self.known.clear();
+            }
+            self.known.insert(self.last.clone());
+        }
+        self.last.clone()
+    }
+}
+
 /// Edits make sense for some matches only, so they are looked at each time.
 fn same_for_all(instructions: &Instructions) -> bool {
     !instructions.actions().any(|action| matches!(action, Action::Edit(_)))
@@ -143,14 +162,18 @@ fn same_for_all(instructions: &Instructions) -> bool {
 
 /// The instructions of the last flow-mod of a controller: most say the same again.
 #[derive(Default)]
-pub struct LastInstructions(Option<Arc<Instructions>>);
+pub struct LastInstructions {
+    instructions: Option<Arc<Instructions>>,
+    masks: KnownMasks,
+}
 
 fn instructions(flow_mod: &FlowMod, last: &mut LastInstructions) -> Result<Arc<Instructions>, ErrorCode> {
-    if let Some(same) = last.0.as_ref().filter(|last| last.wire == flow_mod.instructions) {
+    let same = last.instructions.as_ref().filter(|last| last.wire == flow_mod.instructions);
+    if let Some(same) = same {
         return Ok(same.clone());
     }
     let new = convert::instructions(&flow_mod.instructions, &flow_mod.matching)?;
-    last.0 = same_for_all(&new).then(|| new.clone());
+    last.instructions = same_for_all(&new).then(|| new.clone());
     Ok(new)
 }
 
@@ -166,7 +189,7 @@ fn add(flow_mod: &FlowMod, last: &mut LastInstructions) -> Result<FlowChange, Er
         table: flow_mod.table_id,
         priority: flow_mod.priority,
         key,
-        mask: Arc::new(mask),
+        mask: last.masks.one(&mask),
         cookie: flow_mod.cookie,
         idle_timeout_s: flow_mod.idle_timeout,
         hard_timeout_s: flow_mod.hard_timeout,
@@ -240,6 +263,29 @@ mod tests {
             known.learn(&message, &decoded(&message).expect("valid"));
         }
         assert!(known.by_wire.len() <= KNOWN_MAX, "{}", known.by_wire.len());
+    }
+
+    #[test]
+    fn flows_that_wait_share_their_masks() {
+        let to = ofp::Action::Output { port: ofp::PortNo(2), max_len: 0 };
+        let messages = [add(0x0800, 1, to.clone()), add(0x0806, 2, to)];
+        let mut last = LastInstructions::default();
+        let mut changes = Vec::new();
+        for message in messages.iter().cycle().take(10) {
+            let Body::FlowMod(mut flow_mod) = ofp::decode(message).expect("valid").body else { panic!() };
+            flow_mod
+                .matching
+                .fields
+                .extend((flow_mod.priority == 2).then_some(OxmField::InPort(ofp::PortNo(1))));
+            changes.push(change(&flow_mod, &mut last).expect("valid"));
+        }
+        let mask = |change: &FlowChange| match change {
+            FlowChange::Add(new) => new.mask.clone(),
+            other => panic!("{other:?}"),
+        };
+        for (at, change) in changes.iter().enumerate() {
+            assert!(Arc::ptr_eq(&mask(change), &mask(&changes[at % 2])), "{at}");
+        }
     }
 
     #[test]
