@@ -8,8 +8,10 @@ use reactor::prefetch;
 
 const BITS: u32 = 5;
 const FANOUT: usize = 1 << BITS;
-/// Items a leaf holds before it splits.
-const LEAF_MAX: usize = 8;
+/// Items a leaf holds before it splits. The branch that takes its place is as large as fifty items: it should have some.
+const LEAF_MAX: usize = 16;
+/// Items of a leaf in one line of memory.
+const LINE_ITEMS: usize = 4;
 /// Beyond this depth the hash has no bits left and leaves grow.
 const DEPTH_MAX: u32 = 64 / BITS;
 
@@ -273,7 +275,7 @@ impl<T> Way<'_, T> {
                 true
             }
             Node::Leaf(leaf) => {
-                leaf.0.iter().step_by(LEAF_MAX / 2).for_each(prefetch);
+                leaf.0.iter().step_by(LINE_ITEMS).for_each(prefetch);
                 false
             }
         }
