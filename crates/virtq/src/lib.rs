@@ -18,6 +18,7 @@
 compile_error!("virtq reads and writes little-endian rings in place; big-endian hosts are not supported");
 
 mod chain;
+mod copy;
 mod cpu;
 mod dirty_log;
 mod inflight;

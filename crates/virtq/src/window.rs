@@ -2,6 +2,7 @@
 
 use std::marker::PhantomData;
 
+use crate::copy;
 use crate::cpu;
 use crate::memory::GuestMemory;
 
@@ -63,7 +64,7 @@ impl<'m> Window<'m> {
         let from = self.at(offset, into.len());
         // SAFETY: `from` is valid for `into.len()` bytes (checked by `at`), and `into`, a unique borrow of our own memory,
         // cannot overlap a mapping.
-        unsafe { copy_short(from, into.as_mut_ptr(), into.len()) };
+        unsafe { copy::short(from, into.as_mut_ptr(), into.len()) };
         settle(into.as_mut_ptr());
     }
 
@@ -91,7 +92,7 @@ impl<'m> Window<'m> {
     pub fn write(self, offset: u32, bytes: &[u8]) {
         let to = self.at(offset, bytes.len());
         // SAFETY: as in `read`, the other way round.
-        unsafe { copy_short(bytes.as_ptr(), to, bytes.len()) };
+        unsafe { copy::short(bytes.as_ptr(), to, bytes.len()) };
     }
 
     /// Copies `N` bytes to `offset`.
@@ -131,7 +132,8 @@ impl<'m> Window<'m> {
         unsafe { std::ptr::write_bytes(to, 0, len as usize) };
     }
 
-    /// Copies `len` bytes at `offset` to `at` in guest memory of the same or another guest: one copy.
+    /// Copies `len` bytes at `offset` to `at` in guest memory of the same or another guest: one copy. A guest that names
+    /// the same bytes twice gets any of them.
     ///
     /// # Panics
     ///
@@ -140,9 +142,9 @@ impl<'m> Window<'m> {
     pub fn copy_to(self, offset: u32, to: Window<'_>, at: u32, len: u32) {
         let source = self.at(offset, len as usize);
         let target = to.at(at, len as usize);
-        // SAFETY: both are valid for `len` bytes (checked by `at`); a guest may well name the same bytes twice, hence the
-        // copy that allows overlap.
-        unsafe { std::ptr::copy(source, target, len as usize) };
+        // SAFETY: both are valid for `len` bytes (checked by `at`); a guest may well name the same bytes twice, which this
+        // copy allows.
+        unsafe { copy::long(source, target, len as usize) };
     }
 
     /// Asks the CPU for the cache line at `offset`, if that is inside.
@@ -158,38 +160,6 @@ impl<'m> Window<'m> {
     pub fn prefetch_write(self, offset: u32) {
         if offset < self.len {
             cpu::prefetch_write(self.at(offset, 0));
-        }
-    }
-}
-
-/// A copy that is no call for up to 128 bytes, as nearly all headers are: two blocks of a fixed length that may overlap.
-///
-/// # Safety
-///
-/// As for [`std::ptr::copy_nonoverlapping`] with `len` bytes.
-#[inline(always)]
-unsafe fn copy_short(from: *const u8, to: *mut u8, len: usize) {
-    /// # Safety
-    ///
-    /// Both must be valid for `len` bytes, `N <= len <= 2 * N`, and must not overlap.
-    #[inline(always)]
-    unsafe fn ends<const N: usize>(from: *const u8, to: *mut u8, len: usize) {
-        // SAFETY: the first and the last `N` of `len` bytes; arrays of bytes need no alignment.
-        unsafe {
-            let first = from.cast::<[u8; N]>().read();
-            let last = from.add(len - N).cast::<[u8; N]>().read();
-            to.cast::<[u8; N]>().write(first);
-            to.add(len - N).cast::<[u8; N]>().write(last);
-        }
-    }
-    // SAFETY: the caller's promise, and the lengths of each arm.
-    unsafe {
-        match len {
-            33..=64 => ends::<32>(from, to, len),
-            65..=128 => ends::<64>(from, to, len),
-            16..=32 => ends::<16>(from, to, len),
-            8..=15 => ends::<8>(from, to, len),
-            _ => std::ptr::copy_nonoverlapping(from, to, len),
         }
     }
 }
