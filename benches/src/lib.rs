@@ -16,6 +16,7 @@ pub mod rounds;
 pub mod slow;
 pub mod sluice;
 pub mod testpmd;
+pub mod turns;
 pub mod usage;
 pub mod volumes;
 
@@ -24,6 +25,7 @@ use std::path::PathBuf;
 use anyhow::{Context as _, bail, ensure};
 use nix::errno::Errno;
 use nix::sched::{CpuSet, sched_setaffinity};
+use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use xtask::paths;
 
@@ -44,6 +46,12 @@ pub fn need(name: &str, package: &str) -> anyhow::Result<()> {
     let found = paths::find_program(name).is_some();
     ensure!(found, "{name} is not installed; on Debian or Ubuntu: apt-get install {package}");
     Ok(())
+}
+
+/// Sends a signal to a process that we started.
+pub(crate) fn send_signal(process: u32, signal: Signal) -> anyhow::Result<()> {
+    kill(Pid::from_raw(process as i32), signal)
+        .with_context(|| format!("sending {signal} to process {process}"))
 }
 
 /// Binds the calling thread to one processor.

@@ -3,11 +3,12 @@
 use std::path::PathBuf;
 
 use anyhow::Context as _;
+use nix::sys::signal::Signal;
 use xtask::lab::ovs::{Datapath, Ovs, ofctl};
 
-use crate::SERVER_CORE;
 use crate::sluice::Figures;
 use crate::testpmd::Testpmd;
+use crate::{SERVER_CORE, send_signal};
 
 /// Open vSwitch with one bridge `br0` and one polling thread.
 pub struct OvsDpdk(Ovs);
@@ -52,12 +53,27 @@ impl OvsDpdk {
         self.0.daemon_id().context("Open vSwitch is not running")
     }
 
-    /// What it does under the load of `client`.
+    /// Stands still until [`OvsDpdk::resume`]: the processor is another's meanwhile.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn pause(&self) -> anyhow::Result<()> {
+        send_signal(self.process_id()?, Signal::SIGSTOP)
+    }
+
+    /// Goes on after [`OvsDpdk::pause`].
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn resume(&self) -> anyhow::Result<()> {
+        send_signal(self.process_id()?, Signal::SIGCONT)
+    }
+
+    /// What it does under the load of `client` that goes on.
     ///
     /// # Errors
     /// When client or switch do not answer.
     pub fn measure(&self, client: &mut Testpmd, seconds: f64) -> anyhow::Result<Figures> {
-        client.load()?;
         let mut cycles = Err(anyhow::anyhow!("the window has not begun"));
         let mut begun = false;
         let window = client.measure(seconds, || {

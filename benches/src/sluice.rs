@@ -83,13 +83,11 @@ impl Sluice {
         set_flows(self.openflow()?, flows)
     }
 
-    /// What it does under the load of `client`.
+    /// What it does under the load of `client` that goes on.
     ///
     /// # Errors
     /// When client or switch do not answer.
     pub fn measure(&self, client: &mut Testpmd, seconds: f64) -> anyhow::Result<Figures> {
-        client.load()?;
-        self.wait_until_cached()?;
         let mut at = Vec::new();
         let window = client.measure(seconds, || {
             at.push((self.busy_seconds()?, self.packets("rx")?));
@@ -103,8 +101,11 @@ impl Sluice {
         Ok(Figures { mpps: window.mpps(), cycles, distance: window.distance })
     }
 
-    /// Waits until the flow cache has seen every flow: a miss costs a hundred times what a hit does.
-    fn wait_until_cached(&self) -> anyhow::Result<()> {
+    /// Waits until the flow cache has seen every flow of a load that goes on: a miss costs a hundred times what a hit does.
+    ///
+    /// # Errors
+    /// When the daemon does not answer, or there are more flows than the cache holds.
+    pub fn wait_until_cached(&self) -> anyhow::Result<()> {
         let decided = || anyhow::Ok((self.sum(MISSES, &[])?, self.sum(HITS, &[])?));
         let mut before = decided()?;
         wait_for("flows in the flow cache", CACHED_LIMIT, || {

@@ -9,9 +9,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
+use nix::sys::signal::Signal;
 
-use crate::CLIENT_CORE;
 use crate::distance::Distance;
+use crate::{CLIENT_CORE, send_signal};
 
 /// Frames in flight in each direction, in bursts of 32.
 const BURSTS_IN_FLIGHT: u32 = 8;
@@ -152,7 +153,7 @@ impl Testpmd {
         Ok(())
     }
 
-    /// Measures the load for `seconds` seconds, then ends it; calls `at` at the start and at the end.
+    /// Measures the load for `seconds` seconds; calls `at` at the start and at the end.
     ///
     /// # Errors
     /// When testpmd does not answer, or `at` fails.
@@ -170,7 +171,6 @@ impl Testpmd {
         let seconds = start.elapsed().as_secs_f64();
         let stats = self.command("show port stats all")?;
         let distance = Some(before).filter(|before| Distance::now().is_ok_and(|after| after == *before));
-        self.command("stop")?;
         let received = stats.split("RX-packets:").skip(1);
         let received = received.filter_map(|text| text.split_whitespace().next()?.parse::<u64>().ok());
         let frames = match self.kind {
@@ -178,6 +178,22 @@ impl Testpmd {
             Loop::Open => received.skip(SECOND_FRONTEND).take(1).sum(),
         };
         Ok(Window { frames, seconds, distance })
+    }
+
+    /// Stands still until [`Testpmd::resume`]: the processor is another's meanwhile.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn pause(&self) -> anyhow::Result<()> {
+        send_signal(self.child.id(), Signal::SIGSTOP)
+    }
+
+    /// Goes on after [`Testpmd::pause`].
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn resume(&self) -> anyhow::Result<()> {
+        send_signal(self.child.id(), Signal::SIGCONT)
     }
 
     fn command(&mut self, text: &str) -> anyhow::Result<String> {
@@ -198,6 +214,7 @@ impl Testpmd {
 
 impl Drop for Testpmd {
     fn drop(&mut self) {
+        let _ = self.resume();
         let _ = writeln!(self.input, "quit");
         let deadline = Instant::now() + Duration::from_secs(5);
         while Instant::now() < deadline {

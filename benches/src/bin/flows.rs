@@ -1,16 +1,16 @@
 //! `flows`: many rules and many flows through our switch and through Open vSwitch with DPDK.
 #![allow(clippy::print_stdout, reason = "figures are what this program is for")]
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::Context as _;
 use benches::frames::{self, Udp, exact_rule, flow, shuffled};
 use benches::ovs::OvsDpdk;
 use benches::pairs::Pairs;
 use benches::rounds;
 use benches::sluice::Sluice;
 use benches::testpmd::Testpmd;
+use benches::turns::{self, Peer};
 use benches::usage::Usage;
 use clap::Parser;
 use xtask::lab::hugepages::Hugepages;
@@ -18,12 +18,18 @@ use xtask::lab::hugepages::Hugepages;
 /// Many rules, many flows: one worker on core 0, dpdk-testpmd on core 1 replays frames of 64 bytes.
 #[derive(Parser)]
 struct Options {
-    /// Rounds with the processors at the same distance; each measures the peer, then Sluice
+    /// How often both are started anew
     #[arg(long, default_value_t = 3)]
-    rounds: u32,
-    /// Length of one measurement in seconds
-    #[arg(long, default_value_t = 2.0)]
+    starts: u32,
+    /// Pairs of windows of each start; one of the pair measures the peer, the other Sluice
+    #[arg(long, default_value_t = 5)]
+    pairs: u32,
+    /// Length of a window in seconds
+    #[arg(long, default_value_t = 0.3)]
     seconds: f64,
+    /// The program to measure, instead of building it
+    #[arg(long)]
+    program: Option<PathBuf>,
     /// Only scenarios whose name contains this
     #[arg(long, default_value = "")]
     only: String,
@@ -138,23 +144,24 @@ fn faucet() -> Vec<String> {
 
 fn main() -> anyhow::Result<()> {
     let options = Options::parse();
-    let program = benches::release_program()?;
+    let program = options.program.clone().map_or_else(benches::release_program, Ok)?;
     let _pages = Hugepages::reserve(PAGES)?;
     let dir = tempfile::tempdir()?;
     let mut figures = Vec::new();
     let mut notes = Vec::new();
     for scenario in SCENARIOS.iter().filter(|scenario| scenario.name.contains(&options.only)) {
-        let mut pairs = Pairs::new(scenario.name, options.rounds);
+        let mut pairs = Pairs::new(scenario.name);
         let file = dir.path().join("frames.pcap");
         frames::write_pcap(&file, shuffled(scenario.flows).map(|number| (scenario.frame)(number).frame()))?;
         let rules = (scenario.rules)();
         let mut resident = None;
-        while pairs.begin_round() {
+        for start in 1..=options.starts {
+            rounds::progress(scenario.name, start, options.starts);
             let peer = if scenario.peer && !options.alone {
                 let ovs = OvsDpdk::start(2)?;
                 ovs.set_flows(&rules)?;
-                let mut client = client([&ovs.socket(1), &ovs.socket(2)], &file, scenario)?;
-                Some(ovs.measure(&mut client, options.seconds).context("Open vSwitch")?)
+                let client = client([&ovs.socket(1), &ovs.socket(2)], &file, scenario)?;
+                Some(Peer::start(ovs, client)?)
             } else {
                 None
             };
@@ -165,8 +172,8 @@ fn main() -> anyhow::Result<()> {
             let added = Usage::of(id)?.resident_kib.saturating_sub(before) as f64 * 1024.0;
             resident.get_or_insert(added / rules.len() as f64);
             let mut client = client([&sluice.socket(1), &sluice.socket(2)], &file, scenario)?;
-            let ours = sluice.measure(&mut client, options.seconds).context("sluice switch")?;
-            pairs.push(peer, ours);
+            let ours = (&sluice, &mut client);
+            turns::take(&mut pairs, peer, ours, options.pairs, options.seconds)?;
         }
         if let Some(bytes) = resident.filter(|_| rules.len() > 1000) {
             notes.push(format!("{}: {bytes:.0} bytes resident a rule", scenario.name));

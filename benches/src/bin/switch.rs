@@ -1,26 +1,32 @@
 //! `switch`: frames through our switch and through Open vSwitch with DPDK, with testpmd as the client of both.
 #![allow(clippy::print_stdout, reason = "figures are what this program is for")]
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use anyhow::Context as _;
 use benches::ovs::OvsDpdk;
 use benches::pairs::Pairs;
 use benches::rounds;
-use benches::sluice::{Figures, Sluice};
+use benches::sluice::Sluice;
 use benches::testpmd::Testpmd;
+use benches::turns::{self, Peer};
 use clap::Parser;
 use xtask::lab::hugepages::Hugepages;
 
 /// Compare our switch with Open vSwitch-DPDK: one worker on core 0, dpdk-testpmd on core 1.
 #[derive(Parser)]
 struct Options {
-    /// Rounds with the processors at the same distance; each measures the peer, then Sluice
+    /// How often both are started anew
     #[arg(long, default_value_t = 3)]
-    rounds: u32,
-    /// Length of one measurement in seconds
-    #[arg(long, default_value_t = 2.0)]
+    starts: u32,
+    /// Pairs of windows of each start; one of the pair measures the peer, the other Sluice
+    #[arg(long, default_value_t = 10)]
+    pairs: u32,
+    /// Length of a window in seconds
+    #[arg(long, default_value_t = 0.3)]
     seconds: f64,
+    /// The program to measure, instead of building it
+    #[arg(long)]
+    program: Option<PathBuf>,
     /// Only scenarios whose name contains this
     #[arg(long, default_value = "")]
     only: String,
@@ -48,17 +54,15 @@ const PAGES: u64 = 1024;
 
 fn main() -> anyhow::Result<()> {
     let options = Options::parse();
-    let program = benches::release_program()?;
+    let program = options.program.clone().map_or_else(benches::release_program, Ok)?;
     let _pages = Hugepages::reserve(PAGES)?;
     let dir = tempfile::tempdir()?;
     let mut figures = Vec::new();
     for scenario in SCENARIOS.iter().filter(|scenario| scenario.name.contains(&options.only)) {
-        let mut pairs = Pairs::new(scenario.name, options.rounds);
-        while pairs.begin_round() {
-            let peer = measure_peer(scenario, options.seconds).context("Open vSwitch")?;
-            let ours = measure_ours(&program, &dir.path().join("site"), scenario, options.seconds);
-            let ours = ours.context("sluice switch")?;
-            pairs.push(Some(peer), ours);
+        let mut pairs = Pairs::new(scenario.name);
+        for start in 1..=options.starts {
+            rounds::progress(scenario.name, start, options.starts);
+            measure(scenario, &options, &program, &dir.path().join("site"), &mut pairs)?;
         }
         figures.extend(pairs.figures());
     }
@@ -70,18 +74,20 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What the peer does.
-fn measure_peer(scenario: &Scenario, seconds: f64) -> anyhow::Result<Figures> {
+/// One start of both.
+fn measure(
+    scenario: &Scenario,
+    options: &Options,
+    program: &Path,
+    dir: &Path,
+    pairs: &mut Pairs,
+) -> anyhow::Result<()> {
     let ovs = OvsDpdk::start(2)?;
     ovs.set_flows(scenario.flows)?;
-    let mut client = Testpmd::start(&[&ovs.socket(1), &ovs.socket(2)], scenario.frame_bytes)?;
-    ovs.measure(&mut client, seconds)
-}
-
-/// What ours does.
-fn measure_ours(program: &Path, dir: &Path, scenario: &Scenario, seconds: f64) -> anyhow::Result<Figures> {
+    let client = Testpmd::start(&[&ovs.socket(1), &ovs.socket(2)], scenario.frame_bytes)?;
+    let peer = Peer::start(ovs, client)?;
     let sluice = Sluice::start(program, dir, 2)?;
     sluice.set_flows(scenario.flows)?;
     let mut client = Testpmd::start(&[&sluice.socket(1), &sluice.socket(2)], scenario.frame_bytes)?;
-    sluice.measure(&mut client, seconds)
+    turns::take(pairs, Some(peer), (&sluice, &mut client), options.pairs, options.seconds)
 }
