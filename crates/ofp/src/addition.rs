@@ -71,8 +71,8 @@ impl<'a> Addition<'a> {
     }
 
     /// Gives `each` the fields of the match with value and mask as numbers, in their order; those without a mask have all
-    /// of its bits. `false`: it is not a match
-    /// that [`crate::decode`] and [`crate::Match::validate`] let pass, and what was given means nothing.
+    /// of its bits. `false`: it is not a match that [`crate::decode`] and [`crate::Match::validate`] let pass, and what was
+    /// given means nothing.
     #[inline]
     #[must_use]
     pub fn fields(&self, mut each: impl FnMut(Field, u128, u128)) -> bool {

@@ -88,6 +88,8 @@ impl Waiting {
 
 /// Different instructions, and different masks, of a controller that are known at once.
 const KNOWN_MAX: usize = 256;
+/// Bytes of instructions that are kept: no controller makes the switch remember much.
+const KNOWN_BYTES_MAX: usize = 1024;
 
 /// What a controller had entries do, by what it was on the wire.
 #[derive(Default)]
@@ -123,7 +125,7 @@ impl KnownInstructions {
         else {
             return;
         };
-        if same_for_all(instructions) {
+        if add.instructions.len() <= KNOWN_BYTES_MAX && same_for_all(instructions) {
             if self.by_wire.len() >= KNOWN_MAX {
                 self.by_wire.clear();
             }
@@ -263,6 +265,19 @@ mod tests {
             known.learn(&message, &decoded(&message).expect("valid"));
         }
         assert!(known.by_wire.len() <= KNOWN_MAX, "{}", known.by_wire.len());
+    }
+
+    #[test]
+    fn long_instructions_are_not_remembered() {
+        let to = |port| ofp::Action::Output { port: ofp::PortNo(port), max_len: 0 };
+        for (actions, remembered) in [(10, 1), (KNOWN_BYTES_MAX / 16, 0)] {
+            let mut flow_mod = FlowMod::new(FlowModCommand::Add);
+            flow_mod.instructions = vec![Instruction::ApplyActions((1..=actions as u32).map(to).collect())];
+            let message = (Message { xid: 1, body: Body::FlowMod(flow_mod) }).encode().expect("valid");
+            let mut known = KnownInstructions::default();
+            known.learn(&message, &decoded(&message).expect("valid"));
+            assert_eq!(known.by_wire.len(), remembered, "{actions} actions");
+        }
     }
 
     #[test]
