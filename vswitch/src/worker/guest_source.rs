@@ -186,6 +186,10 @@ impl GuestSource {
                 header.load_up_to(reach(&net_header, limit), bytes, |to| {
                     window.read(self.header_bytes as u32, to);
                 });
+                if bytes > limit {
+                    // Where its payload begins: the CPU sees by itself how that goes on.
+                    window.prefetch(self.header_bytes as u32 + limit as u32);
+                }
                 net_header
             }
             [first, second] if u64::from(first.len()) == self.header_bytes => {
